@@ -1,0 +1,61 @@
+# Two commands on a fresh machine: `make demo` and `make test`. They need python3, make and a package registry.
+
+# The newest of these that runs (a version manager's stand-in may exist and not run). PYTHON=... overrides.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+  $$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+WORKDIR ?= runs/demo
+
+.PHONY: help demo test fast lint types format clean
+
+help:
+	@echo "make demo    train on the embedded digits, restore, evaluate, export (about 3 minutes with the install)"
+	@echo "make test    all tests"
+	@echo "make fast    the tests that take seconds"
+	@echo "make lint | types | format | clean"
+
+demo: $(VENV)/train.stamp
+	rm -rf $(WORKDIR)
+	$(RUN) train.py --config=configs/digits_resnet20.py --workdir=$(WORKDIR)
+	@echo "--- the checkpoint, restored and evaluated again:"
+	$(RUN) train.py --config=configs/digits_resnet20.py --workdir=$(WORKDIR) --mode=eval
+	@echo "--- the weights, exported under PyTorch's names and read back:"
+	$(VENV)/bin/resnet-jax convert $(WORKDIR) --out=$(WORKDIR)/digits_resnet20.safetensors
+
+test: $(VENV)/dev.stamp
+	$(RUN) -m pytest -n 2 --dist worksteal
+
+fast: $(VENV)/fast.stamp
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
+
+lint: $(VENV)/fast.stamp
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: $(VENV)/fast.stamp
+	$(RUN) -m mypy
+
+format: $(VENV)/fast.stamp
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean:
+	rm -rf .venv .venv-* .cache .pytest_cache .ruff_cache .mypy_cache runs/demo
+
+# One environment for each Python, grown in steps: `demo` needs neither torch nor the tools of development.
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install one, or give PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/train.stamp: pyproject.toml | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[train]"
+	@touch $@
+
+$(VENV)/fast.stamp: $(VENV)/train.stamp
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[train,dev]"
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/fast.stamp
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[train,torch,dev]"
+	@touch $@

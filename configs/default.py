@@ -1,0 +1,70 @@
+"""Every key of an experiment, with its unit and meaning. Other configs are this one plus their differences.
+
+  python train.py --config=configs/default.py --workdir=DIR
+
+As it stands it trains ResNet-20 on the embedded digits; see digits_resnet20.py for what to expect.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+
+    config.seed = 0  # of the parameters, of the order of the examples and of their augmentation
+    config.batch_size = 64  # images a step, over all devices
+    config.num_epochs = 40.0  # passes over the training split; an epoch is num_examples // batch_size steps
+    config.init_from = ""  # start from these weights: .safetensors, .pth, a workdir or an exported folder
+
+    # How the step is spread over devices: "pmap", or "jit" (over shard_map). Same numbers.
+    config.parallel = "pmap"
+    config.sync_batch_norm = False  # batch statistics over all devices, rather than each device's own
+
+    config.model = ml_collections.ConfigDict()
+    config.model.name = "cifar_resnet20"  # resnet_jax.list_models()
+    config.model.num_classes = 0  # 0: as many as the data set has
+    config.model.kwargs = ml_collections.ConfigDict()  # further fields of resnet_jax.ResNet
+    config.model.kwargs.norm = "batch"  # "batch", "batch_unbiased" (PyTorch's running variance), "group"
+    config.model.kwargs.zero_init_residual = False  # last norm scale of each block starts at 0
+    config.model.kwargs.dtype = "float32"  # of the computation: "float32", "bfloat16", "float64"
+    config.model.kwargs.param_dtype = "float32"  # of the parameters
+
+    config.data = ml_collections.ConfigDict()
+    config.data.name = "digits"  # "digits", "folder", "synthetic", "tfds:NAME"
+    config.data.path = ""  # of an image folder or a zip of one: PATH/{train,test}/CLASS/*.jpg
+    config.data.data_dir = ""  # where TFDS keeps prepared data; "": ~/tensorflow_datasets
+    config.data.num_examples = 1024  # "synthetic" only: size of each split
+    config.data.image_size = 8  # pixels, height and width
+    config.data.mean = (0.3058,)  # of each channel of the training split, in units of full scale
+    config.data.std = (0.3761,)  # likewise, over all pixels
+    config.data.crop = "pad"  # "pad" and crop, "resized" (random-resized), "none"
+    config.data.padding = 1  # pixels of mean colour on each side, before the random crop
+    config.data.flip = False  # mirror half of the images
+    config.data.on_error = "refuse"  # an unreadable image: "refuse" to go on, or "skip" it, counted
+    config.data.num_threads = 4  # that read and augment
+    config.data.num_workers = 0  # processes that do so instead, for hosts with tens of cores
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.learning_rate = 0.1  # its highest value
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 5e-4  # added to the gradient, as PyTorch's SGD does (L2)
+    config.optimizer.decay_norm_and_bias = True  # as PyTorch by default; False: kernels only
+    config.optimizer.label_smoothing = 0.0  # probability taken from the true class
+
+    config.schedule = ml_collections.ConfigDict()
+    config.schedule.name = "cosine"  # "cosine" to 0, "step", "constant"
+    config.schedule.warmup_epochs = 1.0  # linear
+    config.schedule.boundaries = (0.0,)  # "step" only: epochs after which the rate is multiplied by `factor`
+    config.schedule.factor = 0.1  # "step" only
+
+    config.log_every_steps = 20
+    config.eval_every_epochs = 1.0
+    config.checkpoint_every_epochs = 1.0
+    config.checkpoint_every_steps = 0  # steps; when set, instead of epochs
+    config.keep_checkpoints = 2  # the latest so many
+
+    # Compiled programs are kept here, so that the next start skips compilation. "": do not keep them.
+    # JAX's own JAX_COMPILATION_CACHE_DIR wins.
+    config.compilation_cache_dir = "~/.cache/resnet_jax/xla"
+    return config

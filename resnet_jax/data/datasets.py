@@ -1,0 +1,96 @@
+"""A data set's name -> a `Dataset`: random access to encoded or plain images with their labels."""
+
+import dataclasses
+from typing import Any, Protocol
+
+TFDS_PREFIX = "tfds:"
+KNOWN = ("digits", "folder", "synthetic", TFDS_PREFIX + "NAME")
+SPLITS = ("train", "test")
+
+
+class Source(Protocol):
+    """Random access to examples; many threads read it at once, and it is pickled to reach worker processes."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`image`: uint8 [height, width, channels], or the bytes of an encoded image; `label`: int.
+
+        Raises:
+          transforms.UnreadableImage: the example is not to be had.
+        """
+
+    def origin(self, index: int) -> str:
+        """Where example `index` comes from, for messages: a file's path, or a data set and record number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """One split of a data set. `channels` is 1 (grey) or 3 (RGB); a label is an index into `class_names`."""
+
+    name: str
+    split: str
+    source: Source = dataclasses.field(repr=False)
+    class_names: tuple[str, ...]
+    channels: int
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+def open_dataset(
+    name: str,
+    split: str,
+    *,
+    path: str = "",
+    data_dir: str = "",
+    image_size: int = 32,
+    channels: int = 3,
+    num_examples: int = 1024,
+    num_classes: int = 10,
+    seed: int = 0,
+) -> Dataset:
+    """Opens one split of a data set; the digits are prepared on first use.
+
+    Args:
+      name: "digits" (scikit-learn's handwritten digits, 8x8 grey), "folder" (of images, or a zip of one), "synthetic"
+        (made up, with something to learn in it), or "tfds:NAME", which TFDS has prepared as ArrayRecord.
+      split: "train" or "test". Where a folder or TFDS data set has no test split, its validation split is used.
+      path: "folder" only: the folder or zip that holds {train,test}/CLASS/*.jpg.
+      data_dir: "digits" and "tfds:NAME" only: where TFDS keeps prepared data; "" is TFDS's own choice.
+      image_size: "synthetic" only: pixels, height and width.
+      channels: "synthetic" only: 1 or 3.
+      num_examples: "synthetic" only: size of the split.
+      num_classes: "synthetic" only.
+      seed: "synthetic" only.
+
+    Raises:
+      ValueError: an unknown name or split, or data that contradicts itself.
+      FileNotFoundError: there is nothing at `path`, or nothing prepared in `data_dir`.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r} is not known: use 'train' or 'test'.")
+    if path and name != "folder":
+        raise ValueError(f"path={path!r} is given, but the data set {name!r} reads no path: use the name 'folder'.")
+    # Each kind needs packages of its own, which the others do without.
+    if name == "folder":
+        from resnet_jax.data.folder import open_folder
+
+        return open_folder(path, split)
+    if name == "synthetic":
+        from resnet_jax.data.synthetic import open_synthetic
+
+        return open_synthetic(split, image_size, channels, num_examples, num_classes, seed)
+    if name == "digits":
+        from resnet_jax.data.digits import open_digits
+
+        return open_digits(split, data_dir)
+    if name.startswith(TFDS_PREFIX):
+        from resnet_jax.data.records import open_tfds
+
+        return open_tfds(name.removeprefix(TFDS_PREFIX), split, data_dir)
+    raise ValueError(f"data set {name!r} is not known: use one of {', '.join(map(repr, KNOWN))}.")

@@ -1,0 +1,249 @@
+"""Grain: (seed, step) -> batch, the same on any number of threads, worker processes and hosts.
+
+A batch is `{'image': uint8 [batch, height, width, channels], 'label': int32 [batch], 'mask': float32 [batch]}`. Where
+`mask` is 0 the row is no example: padding of the last evaluation batch, or an image that could not be read.
+"""
+
+import dataclasses
+import functools
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
+
+import grain
+import numpy as np
+from absl import flags
+
+from resnet_jax.data.datasets import Dataset
+from resnet_jax.data.transforms import UnreadableImage, decode
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, np.ndarray]
+
+
+class Batches(Iterator[Batch]):
+    """Iterator over batches that are made ahead of time; `close()`, or a `with` block, ends the threads that do so."""
+
+    def __init__(self, iterator: grain.DatasetIterator):
+        self._iterator = iterator
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def close(self) -> None:
+        self._iterator.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def train_batches(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    transform: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+    seed: int,
+    start_step: int = 0,
+    num_threads: int = 4,
+    num_workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    on_error: str = "refuse",
+) -> Batches:
+    """Endless shuffled and augmented batches; the batch of a step is a pure function of `seed` and step.
+
+    Each pass over the data set has an order of its own and has every example once; a batch may lie across two passes.
+
+    Args:
+      dataset: what to draw from.
+      batch_size: examples a step, over all hosts. It may exceed the size of the data set.
+      transform: function of (image, rng), such as `transforms.train_transform`; all results must have one shape.
+      seed: of the order and of the augmentation, 0..2^32 - 1.
+      start_step: the first step to deliver: a resumed run goes on with the batches that an uninterrupted one has.
+      num_threads: that read and augment, in each process; 0 does it in the caller's thread, without reading ahead.
+      num_workers: processes that do so in place of this one, for hosts with tens of cores. They are spawned, so a
+        script needs `if __name__ == "__main__":`.
+      process_index: this host, 0..process_count - 1.
+      process_count: hosts. Host p receives rows p * batch_size / process_count onwards of the global batch, so the
+        hosts' batches, one after the other, are the batch of a single host.
+      on_error: an unreadable image: "refuse" raises, "skip" delivers a black image with mask 0 and logs a warning,
+        once for each file; `batch_size - mask.sum()` counts them.
+
+    Raises:
+      ValueError: numbers that do not go together, or an empty data set; while iterating, `UnreadableImage`.
+    """
+    _check(dataset, batch_size, process_index, process_count, num_threads, num_workers, on_error)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed} must lie in 0..2^32 - 1.")
+    if start_step < 0:
+        raise ValueError(f"start_step={start_step} must be 0 or more.")
+    order = grain.MapDataset.range(len(dataset)).seed(seed).shuffle().repeat()
+    host = _Host(process_index, batch_size // process_count, batch_size)
+    rows = _Rows(
+        dataset, order, host, sys.maxsize // batch_size, functools.partial(_augment, transform, seed), on_error
+    )
+    return _iterate(rows, start_step, num_threads, num_workers)
+
+
+def eval_batches(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    transform: Callable[[np.ndarray], np.ndarray],
+    num_threads: int = 4,
+    num_workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    on_error: str = "refuse",
+) -> Batches:
+    """Every example exactly once, in order; the last batch is filled up with black images of mask 0.
+
+    All batches have the same shape and every host has the same number of them. The arguments are those of
+    `train_batches`, but `transform` is a function of the image alone, such as `transforms.eval_transform`.
+
+    Raises:
+      ValueError: numbers that do not go together, or an empty data set; while iterating, `UnreadableImage`.
+    """
+    _check(dataset, batch_size, process_index, process_count, num_threads, num_workers, on_error)
+    order = range(len(dataset))
+    host = _Host(process_index, batch_size // process_count, batch_size)
+    num_batches = -(-len(dataset) // batch_size)
+    rows = _Rows(dataset, order, host, num_batches, functools.partial(_evaluate, transform), on_error)
+    return _iterate(rows, 0, num_threads, num_workers)
+
+
+def _augment(transform: Callable[..., np.ndarray], seed: int, image: np.ndarray, position: int) -> np.ndarray:
+    return transform(image, np.random.default_rng((seed, position)))
+
+
+def _evaluate(transform: Callable[..., np.ndarray], image: np.ndarray, position: int) -> np.ndarray:
+    return transform(image)
+
+
+# Rows ---------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Host:
+    """Which rows of a global batch are this host's."""
+
+    index: int
+    rows: int
+    batch_size: int
+
+    def position(self, row: int) -> int:
+        """Place of this host's `row` (counted through all steps) in the stream of all hosts."""
+        step, row = divmod(row, self.rows)
+        return step * self.batch_size + self.index * self.rows + row
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class _Rows:
+    """This host's rows, one after the other: a pure function of the row's number, as Grain's random access wants it."""
+
+    dataset: Dataset
+    order: Sequence[int] | grain.MapDataset  # position in the stream -> index of the example
+    host: _Host
+    num_batches: int
+    transform: Callable[[np.ndarray, int], np.ndarray]  # of image and position
+    on_error: str
+
+    def __len__(self) -> int:
+        return self.num_batches * self.host.rows
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        position = self.host.position(row)
+        if position >= len(self.order):
+            return _row(self._blank, 0, 0)
+        index = int(self.order[position])
+        try:
+            image, label = self._read(index)
+        except UnreadableImage as error:
+            origin = self.dataset.source.origin(index)
+            if self.on_error == "refuse":
+                raise UnreadableImage(
+                    f"{origin}: {error}. Repair or remove it, or leave such images out with on_error='skip'."
+                ) from error
+            _warn_once(origin, str(error))
+            return _row(self._blank, 0, 0)
+        return _row(self.transform(image, position), label, 1)
+
+    def _read(self, index: int) -> tuple[np.ndarray, int]:
+        example = self.dataset.source[index]
+        image, label = example["image"], example["label"]
+        if not 0 <= label < self.dataset.num_classes:
+            raise ValueError(
+                f"{self.dataset.source.origin(index)}: label {label}, but {self.dataset.name!r} has "
+                f"{self.dataset.num_classes} classes, 0..{self.dataset.num_classes - 1}."
+            )
+        return decode(image, self.dataset.channels) if isinstance(image, bytes) else image, label
+
+    @functools.cached_property
+    def _blank(self) -> np.ndarray:
+        """Zeros in the shape of a transformed image, which only a transformed image can tell."""
+        for index in range(len(self.dataset)):
+            try:
+                return np.zeros_like(self.transform(self._read(index)[0], 0))
+            except UnreadableImage:
+                continue
+        raise ValueError(f"none of the {len(self.dataset)} images of {self.dataset.name!r} can be read.")
+
+
+def _row(image: np.ndarray, label: int, mask: int) -> dict[str, Any]:
+    return {"image": image, "label": np.int32(label), "mask": np.float32(mask)}
+
+
+@functools.cache
+def _warn_once(origin: str, reason: str) -> None:
+    logger.warning("%s: %s; it is left out", origin, reason)
+
+
+# Grain --------------------------------------------------------------------------------------------------
+
+
+def _iterate(rows: _Rows, start_step: int, num_threads: int, num_workers: int) -> Batches:
+    # Batched before it becomes an iterator: then threads and workers are given whole batches, by their number.
+    batches = grain.MapDataset.source(rows).batch(rows.host.rows, drop_remainder=True)[start_step:]
+    iterable = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads))
+    if num_workers:
+        if not flags.FLAGS.is_parsed():  # in a notebook or a test; Grain reads flags to start its workers
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
+        iterable = iterable.mp_prefetch(options)
+    return Batches(iter(iterable))
+
+
+def _check(
+    dataset: Dataset,
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+    num_threads: int,
+    num_workers: int,
+    on_error: str,
+) -> None:
+    if not len(dataset):
+        raise ValueError(
+            f"the {dataset.split} split of {dataset.name!r} is empty: there is nothing to make batches of."
+        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be 1 or more.")
+    if not 0 <= process_index < process_count:
+        raise ValueError(
+            f"process_index={process_index} must lie in 0..{process_count - 1}: process_count={process_count}."
+        )
+    if batch_size % process_count:
+        low = batch_size // process_count * process_count
+        raise ValueError(
+            f"batch_size={batch_size} cannot be split evenly over process_count={process_count} hosts: "
+            f"use {low or process_count} or {low + process_count}."
+        )
+    if num_threads < 0 or num_workers < 0:
+        raise ValueError(f"num_threads={num_threads} and num_workers={num_workers} must be 0 or more.")
+    if on_error not in ("refuse", "skip"):
+        raise ValueError(f"on_error={on_error!r} is not known: use 'refuse' or 'skip'.")

@@ -1,0 +1,184 @@
+"""A config, built: data, model, optimiser and the wrapped steps; everything that contradicts itself is refused here."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from etils import epath
+
+from resnet_jax.data import datasets, pipeline, transforms
+from resnet_jax.models import variants
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.training import checkpoint, optimizer
+from resnet_jax.training.parallel import AXIS, Parallel, parallelize
+from resnet_jax.training.step import TrainState, create_train_state, eval_step, train_step
+from resnet_jax.weights import convert, formats
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything a config describes, built; `config` itself with what it left open filled in."""
+
+    config: ml_collections.ConfigDict
+    train_data: datasets.Dataset
+    test_data: datasets.Dataset
+    steps_per_epoch: int
+    num_steps: int
+    model: ResNet
+    schedule: optax.Schedule
+    tx: optax.GradientTransformation
+    parallel: Parallel
+
+    def create_state(self) -> TrainState:
+        """The state of step 0 on the devices: random parameters, or those of `config.init_from`."""
+        size, channels = self.config.data.image_size, self.train_data.channels
+
+        # One jitted function with a stated sharding makes every array on every device, each with a buffer of its
+        # own: the first step donates them.
+        def create(variables: Any = None) -> TrainState:
+            if variables is None:
+                images = jnp.zeros((1, size, size, channels))
+                variables = self.model.init(jax.random.key(self.config.seed), images, train=False)
+            return create_train_state(self.model, variables, self.tx)
+
+        create = jax.jit(create, out_shardings=self.parallel.state_sharding)
+        return create(_load_weights(self.config.init_from, self.model)) if self.config.init_from else create()
+
+
+def build(config: ml_collections.ConfigDict) -> Run:
+    """Builds data, model, optimiser and the wrapped steps from a config, and resolves what the config leaves open.
+
+    Raises:
+      ValueError: keys that contradict each other, the data, or the devices; the message names both sides.
+    """
+    config = ml_collections.ConfigDict(config.copy_and_resolve_references())
+    train_data, test_data = (_open(config, split) for split in ("train", "test"))
+    config.model.num_classes = config.model.num_classes or train_data.num_classes
+    _check(config, train_data)
+    steps_per_epoch = len(train_data) // config.batch_size
+    num_steps = round(config.num_epochs * steps_per_epoch)
+    schedule = optimizer.create_schedule(
+        config.schedule.name,
+        learning_rate=config.optimizer.learning_rate,
+        num_steps=num_steps,
+        warmup_steps=round(config.schedule.warmup_epochs * steps_per_epoch),
+        boundaries=[round(epoch * steps_per_epoch) for epoch in config.schedule.boundaries],
+        factor=config.schedule.factor,
+    )
+    return Run(
+        config=config,
+        train_data=train_data,
+        test_data=test_data,
+        steps_per_epoch=steps_per_epoch,
+        num_steps=num_steps,
+        model=_create_model(config),
+        schedule=schedule,
+        tx=_create_optimizer(config, schedule),
+        parallel=_parallelize(config),
+    )
+
+
+def train_batches(run: Run, start_step: int) -> Any:
+    """The batches of steps `start_step`, `start_step + 1`, ...; to be closed."""
+    data = run.config.data
+    fill = tuple(round(255 * mean) for mean in data.mean)
+    return pipeline.train_batches(
+        run.train_data,
+        batch_size=run.config.batch_size,
+        transform=transforms.train_transform(
+            data.image_size, crop=data.crop, padding=data.padding, flip=data.flip, fill=fill
+        ),
+        seed=run.config.seed,
+        start_step=start_step,
+        **_reading(data),
+    )
+
+
+def eval_batches(run: Run) -> Any:
+    """The test split once, the last batch padded and masked; to be closed."""
+    return pipeline.eval_batches(
+        run.test_data,
+        batch_size=run.config.batch_size,
+        transform=transforms.eval_transform(run.config.data.image_size),
+        **_reading(run.config.data),
+    )
+
+
+def _open(config: ml_collections.ConfigDict, split: str) -> datasets.Dataset:
+    data = config.data
+    return datasets.open_dataset(
+        data.name,
+        split,
+        path=data.path,
+        data_dir=data.data_dir,
+        image_size=data.image_size,
+        num_examples=data.num_examples,
+    )
+
+
+def _reading(data: ml_collections.ConfigDict) -> dict[str, Any]:
+    return {"num_threads": data.num_threads, "num_workers": data.num_workers, "on_error": data.on_error}
+
+
+def _check(config: ml_collections.ConfigDict, data: datasets.Dataset) -> None:
+    """Refuses keys that contradict each other or the data, before anything is compiled."""
+    for key in ("mean", "std"):
+        if len(config.data[key]) != data.channels:
+            raise ValueError(
+                f"config.data.{key}={tuple(config.data[key])} has {len(config.data[key])} entries, but the images of "
+                f"{data.name!r} have {data.channels} channels: give one for each."
+            )
+    if config.model.num_classes < data.num_classes:
+        raise ValueError(
+            f"config.model.num_classes={config.model.num_classes}, but {data.name!r} has {data.num_classes} classes: "
+            "use 0 to take the data set's."
+        )
+    if not 0 < config.batch_size <= len(data):
+        raise ValueError(
+            f"config.batch_size={config.batch_size} must lie in 1..{len(data)}, the size of the training split."
+        )
+    if config.batch_size % jax.device_count():
+        n, size = jax.device_count(), config.batch_size
+        raise ValueError(
+            f"config.batch_size={size} cannot be split evenly over {n} devices: use {max(size // n, 1) * n} or {(size // n + 1) * n}."
+        )
+
+
+def _parallelize(config: ml_collections.ConfigDict) -> Parallel:
+    numbers = {"mean": tuple(config.data.mean), "std": tuple(config.data.std), "axis_name": AXIS}
+    return parallelize(
+        functools.partial(train_step, label_smoothing=config.optimizer.label_smoothing, **numbers),
+        functools.partial(eval_step, **numbers),
+        mode=config.parallel,
+    )
+
+
+def _create_model(config: ml_collections.ConfigDict) -> ResNet:
+    return variants.create_model(
+        config.model.name,
+        num_classes=config.model.num_classes,
+        axis_name=AXIS if config.sync_batch_norm else None,
+        **config.model.kwargs,
+    )
+
+
+def _create_optimizer(config: ml_collections.ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    return optimizer.create_optimizer(
+        schedule,
+        momentum=config.optimizer.momentum,
+        nesterov=config.optimizer.nesterov,
+        weight_decay=config.optimizer.weight_decay,
+        decay_norm_and_bias=config.optimizer.decay_norm_and_bias,
+    )
+
+
+def _load_weights(source: str, model: Any) -> dict[str, Any]:
+    """Variables for `model` from a file under PyTorch's names, an exported folder, or a workdir; strict."""
+    if epath.Path(source).expanduser().is_dir():
+        # There and back again: one strict comparison, with one wording, for every kind of source.
+        return convert.from_torch(model, convert.to_torch(model, checkpoint.load_variables(source)))
+    return convert.from_torch(model, formats.load_state_dict(source))

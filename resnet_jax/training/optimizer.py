@@ -1,0 +1,79 @@
+"""Plain numbers to an Optax schedule and to SGD as PyTorch does it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import optax
+
+
+def create_schedule(
+    name: str,
+    *,
+    learning_rate: float,
+    num_steps: int,
+    warmup_steps: int = 0,
+    boundaries: Sequence[int] = (),
+    factor: float = 0.1,
+) -> optax.Schedule:
+    """Learning rate at each step: a linear warm-up, then "cosine" to 0, "step" or "constant".
+
+    Args:
+      name: "cosine" (Loshchilov & Hutter 2016, one half period), "step" (He et al. 2015, section 3.4), "constant".
+      learning_rate: the highest rate.
+      num_steps: length of the run, warm-up included.
+      warmup_steps: length of the warm-up (Goyal et al. 2017, section 2.2): step t has the share
+        (t + 1) / warmup_steps of the rate, so no step is made at rate 0.
+      boundaries: steps, counted from the start of the run, at which "step" multiplies the rate by `factor`.
+      factor: see `boundaries`.
+
+    Raises:
+      ValueError: an unknown name, or a warm-up that is not shorter than the run.
+    """
+    if not 0 <= warmup_steps < num_steps:
+        raise ValueError(f"a warm-up of {warmup_steps} steps does not fit a run of {num_steps} steps: shorten it.")
+    after = {
+        "cosine": lambda: optax.cosine_decay_schedule(learning_rate, num_steps - warmup_steps),
+        "step": lambda: optax.piecewise_constant_schedule(
+            learning_rate, {boundary - warmup_steps: factor for boundary in boundaries}
+        ),
+        "constant": lambda: optax.constant_schedule(learning_rate),
+    }
+    if name not in after:
+        raise ValueError(f"unknown schedule {name!r}: give one of {sorted(after)}.")
+    if name == "step" and not all(warmup_steps < boundary < num_steps for boundary in boundaries):
+        raise ValueError(
+            f"boundaries {tuple(boundaries)} must lie between the end of the warm-up (step {warmup_steps}) "
+            f"and the end of the run (step {num_steps})."
+        )
+    if not warmup_steps:
+        return after[name]()
+    warmup = optax.polynomial_schedule(learning_rate / warmup_steps, learning_rate, 1, max(warmup_steps - 1, 1))
+    return optax.join_schedules([warmup, after[name]()], [warmup_steps])
+
+
+def create_optimizer(
+    learning_rate: float | optax.Schedule,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    decay_norm_and_bias: bool = True,
+) -> optax.GradientTransformation:
+    """SGD as `torch.optim.SGD`: decay joins the gradient, then momentum, and the rate multiplies last.
+
+    Args:
+      learning_rate: a number or a schedule of the step.
+      momentum, nesterov, weight_decay: as in PyTorch, dampening 0.
+      decay_norm_and_bias: whether decay reaches norm scales, norm biases and the bias of `fc` too.
+    """
+    mask = None if decay_norm_and_bias else is_kernel
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask) if weight_decay else optax.identity(),
+        optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov),
+    )
+
+
+def is_kernel(params: Any) -> Any:
+    """Weight-decay mask: True at the kernels of convolutions and of `fc`, False at norms and biases."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

@@ -1,0 +1,112 @@
+"""One training step and one evaluation step: pure functions, wrapped for devices in `parallel.py`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax.training import train_state
+
+from resnet_jax.training import metrics
+
+Array = jax.Array
+Batch = dict[str, Array]
+
+
+class TrainState(train_state.TrainState):
+    """Flax's `TrainState` (step, apply_fn, params, tx, opt_state) and the running statistics of batch norm."""
+
+    batch_stats: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `model.apply` takes: `params`, and `batch_stats` if the net has any."""
+        return {"params": self.params} | ({"batch_stats": self.batch_stats} if self.batch_stats else {})
+
+
+def create_train_state(model: Any, variables: Any, tx: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return TrainState.create(
+        apply_fn=model.apply, params=variables["params"], tx=tx, batch_stats=variables.get("batch_stats", {})
+    )
+
+
+def normalize(images: Array, mean: Sequence[float], std: Sequence[float], dtype: Any = jnp.float32) -> Array:
+    """uint8 `[..., h, w, c]` to `(images / 255 - mean) / std` in `dtype`, one mean and std for each channel."""
+    mean, std = (jnp.asarray(value, dtype).reshape([1] * (images.ndim - 1) + [-1]) for value in (mean, std))
+    return (images.astype(dtype) / 255 - mean) / std
+
+
+def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
+    """Softmax cross-entropy `[batch]`, in float32 or wider; smoothing spreads its share over all classes.
+
+    Label smoothing as in Szegedy et al. 2015 (arXiv:1512.00567), section 7, and `torch.nn.CrossEntropyLoss`.
+    """
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    label_smoothing: float = 0.0,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One step of gradient descent on the mean loss of the batch.
+
+    Args:
+      state: the state; its own `step` counts the steps made.
+      batch: `image` uint8 `[batch, h, w, c]`, `label` int32 `[batch]`, `mask` float `[batch]`; a device's share
+        of it when mapped.
+      mean, std: of each channel, in units of full scale.
+      label_smoothing: probability taken from the true class.
+      axis_name: mapped axis over which the batch is split, or None for a step that sees it whole.
+
+    Returns:
+      The new state and the metrics of the whole batch: `loss`, `correct`, `count` (sums over examples), `grad_norm`
+      and `steps` (to be summed over steps).
+    """
+    images = normalize(batch["image"], mean, std, _param_dtype(state))
+    # The global count is taken before the gradient and not inside it: each device then differentiates its share
+    # of one global mean, and the sum over devices is the gradient, whatever the number of devices.
+    count = jnp.maximum(_psum(jnp.sum(batch["mask"]), axis_name), 1)
+
+    def loss_fn(params: Any) -> tuple[Array, tuple[Any, dict[str, Array]]]:
+        logits, updates = state.apply_fn(
+            state.variables | {"params": params}, images, train=True, mutable=["batch_stats"]
+        )
+        losses = cross_entropy(logits, batch["label"], label_smoothing)
+        return jnp.sum(losses * batch["mask"]) / count, (
+            updates.get("batch_stats", state.batch_stats),
+            metrics.measure(logits, batch["label"], losses, batch["mask"]),
+        )
+
+    grads, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(state.params)
+    grads, sums = _psum((grads, sums), axis_name)
+    if axis_name is not None:  # per-device statistics: keep their mean, so that the state stays one and the same
+        batch_stats = jax.lax.pmean(batch_stats, axis_name)
+    sums |= {"grad_norm": optax.tree.norm(grads), "steps": jnp.ones(())}
+    return state.apply_gradients(grads=grads, batch_stats=batch_stats), sums
+
+
+def eval_step(
+    state: TrainState, batch: Batch, *, mean: Sequence[float], std: Sequence[float], axis_name: str | None = None
+) -> dict[str, Array]:
+    """Metrics of one batch with the running statistics; arguments as in `train_step`. Padding has mask 0."""
+    images = normalize(batch["image"], mean, std, _param_dtype(state))
+    logits = state.apply_fn(state.variables, images, train=False)
+    losses = cross_entropy(logits, batch["label"])
+    return _psum(metrics.measure(logits, batch["label"], losses, batch["mask"]), axis_name)
+
+
+def _param_dtype(state: TrainState) -> Any:
+    return jnp.result_type(*jax.tree.leaves(state.params))
+
+
+def _psum(tree: Any, axis_name: str | None) -> Any:
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)

@@ -1,0 +1,191 @@
+"""PyTorch's `{name: tensor}` to Flax variables and back: one table of leaf names, two transposes, and strict.
+
+The parameter tree, flattened with dots, has PyTorch's module names already (`layer1.0.downsample.0`), so only the last
+part of a name changes, and only kernels change their layout.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.weights.formats import as_numpy
+
+Variables = dict[str, Any]
+
+# (collection, leaf) of Flax -> last part of PyTorch's name.
+LEAVES = {
+    ("params", "kernel"): "weight",
+    ("params", "scale"): "weight",
+    ("params", "bias"): "bias",
+    ("batch_stats", "mean"): "running_mean",
+    ("batch_stats", "var"): "running_var",
+}
+# Number of axes of a kernel -> axes that take PyTorch's layout to Flax's, and back.
+TO_FLAX = {4: (2, 3, 1, 0), 2: (1, 0)}  # OIHW -> HWIO, OI -> IO
+TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0)}
+# Counts batches for a momentum that PyTorch's default does not use; Flax has no such thing.
+COUNTER = "num_batches_tracked"
+# Names that other repositories give to the same modules.
+FOREIGN = ((r"^linear\.", "fc."), (r"\.shortcut\.", ".downsample."))
+
+
+class ConversionError(ValueError):
+    """Weights and model do not belong together."""
+
+
+def from_torch(model: ResNet, state_dict: Mapping[str, Any], *, dtype: Any = None) -> Variables:
+    """Converts PyTorch weights to the variables of `model`.
+
+    Args:
+      model: the network that is to take them, e.g. `resnet50()`.
+      state_dict: `{name: tensor}`, NumPy arrays or PyTorch tensors of any dtype, layout and device. Understood besides
+        torchvision's names: `module.` in front of all of them, `linear` for `fc`, `shortcut` for `downsample`.
+        `num_batches_tracked` may be there or not.
+      dtype: dtype of the result; by default each tensor keeps its own.
+
+    Returns:
+      `{'params': ..., 'batch_stats': ...}`, NumPy arrays of their own memory.
+
+    Raises:
+      ConversionError: tensors are missing, left over, or of another shape; all are named in one message.
+    """
+    tensors = {name: as_numpy(tensor) for name, tensor in native_names(state_dict).items()}
+    shapes = _torch_shapes(model, _input_channels(tensors))
+    _check(model, {name: tensor.shape for name, tensor in tensors.items()}, shapes, "the state_dict")
+    flat = {}
+    for path in _paths(model, _input_channels(tensors)):
+        tensor = tensors[_torch_name(path)]
+        axes = TO_FLAX[tensor.ndim] if path[-1] == "kernel" else None
+        flat[path] = np.array(tensor.transpose(axes), dtype=dtype, order="C")
+    return unflatten_dict(flat)
+
+
+def to_torch(model: ResNet, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Converts the variables of `model` to PyTorch's `state_dict`, in PyTorch's order and with every name it wants.
+
+    `torch_model.load_state_dict({k: torch.from_numpy(v) for k, v in to_torch(model, variables).items()})` takes them.
+
+    Args:
+      model: the network that the variables belong to.
+      variables: `{'params': ..., 'batch_stats': ...}`, NumPy or JAX arrays.
+
+    Returns:
+      `{name: NumPy array}`, each in its own dtype and memory; `num_batches_tracked` is 0.
+
+    Raises:
+      ConversionError: the variables are not those of `model`; every difference is named.
+    """
+    found = {path: as_numpy(leaf) for path, leaf in flatten_dict(dict(variables)).items()}
+    channels = np.shape(found.get(("params", "conv1", "kernel"), np.empty((0, 0, 3, 0))))[-2]
+    wanted = _paths(model, channels)
+    _check(
+        model,
+        {".".join(path): leaf.shape for path, leaf in found.items()},
+        {".".join(path): shape for path, shape in wanted.items()},
+        "the tree of variables",
+    )
+    tensors = {}
+    for path in sorted(wanted, key=_definition_order):
+        leaf = found[path]
+        axes = TO_TORCH[leaf.ndim] if path[-1] == "kernel" else None
+        tensors[_torch_name(path)] = np.array(leaf.transpose(axes), order="C")
+        if path[-1] == "var":
+            tensors[".".join([*path[1:-1], COUNTER])] = np.zeros((), np.int64)
+    return tensors
+
+
+def _paths(model: ResNet, in_channels: int) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Path of each leaf of the model's variables -> its shape; nothing is computed."""
+    images = jax.ShapeDtypeStruct((1, 64, 64, in_channels), jnp.float32)
+    mode = {"train": False} if model.train is None else {}
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, **mode), images)
+    return {path: tuple(leaf.shape) for path, leaf in flatten_dict(variables).items()}
+
+
+def _torch_shapes(model: ResNet, in_channels: int) -> dict[str, tuple[int, ...]]:
+    """PyTorch's name of each tensor -> its shape there."""
+    return {
+        _torch_name(path): tuple(shape[axis] for axis in TO_TORCH[len(shape)]) if path[-1] == "kernel" else shape
+        for path, shape in _paths(model, in_channels).items()
+    }
+
+
+def _torch_name(path: tuple[str, ...]) -> str:
+    collection, *modules, leaf = path
+    return ".".join([*modules, LEAVES[collection, leaf]])
+
+
+def _input_channels(tensors: Mapping[str, np.ndarray]) -> int:
+    weight = tensors.get("conv1.weight")
+    return weight.shape[1] if weight is not None and weight.ndim == 4 else 3
+
+
+def native_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors under torchvision's names, without the counters."""
+    names = list(state_dict)
+    strip = len("module.") if names and all(name.startswith("module.") for name in names) else 0
+    renamed: dict[str, Any] = {}
+    for name, tensor in state_dict.items():
+        native = name[strip:]
+        for pattern, replacement in FOREIGN:
+            native = re.sub(pattern, replacement, native)
+        if native in renamed:
+            raise ConversionError(f"the state_dict names {native!r} twice, once as {name!r}: keep one of the two.")
+        renamed[native] = tensor
+    return {name: tensor for name, tensor in renamed.items() if name.split(".")[-1] != COUNTER}
+
+
+def _definition_order(path: tuple[str, ...]) -> list[tuple[int, int, str]]:
+    """Sorts leaves as PyTorch defines modules: conv1, bn1, layer1, ..., fc; a block's `downsample` last."""
+    collection, *modules, leaf = path
+    order = []
+    for module in modules:
+        kind, number = re.fullmatch(r"([a-z]*)(\d*)", module).groups()  # type: ignore[union-attr]
+        # conv1 bn1 conv2 bn2 ... : by number first, the convolution before its norm
+        last = {"layer": 1, "downsample": 2, "fc": 3}.get(kind, 0)
+        order.append((last, int(number or 0), {"conv": "0", "bn": "1"}.get(kind, kind)))
+    return [*order, (0, list(LEAVES).index((collection, leaf)), "")]
+
+
+# Errors -------------------------------------------------------------------------------------------------
+
+
+def _check(
+    model: ResNet,
+    found: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, tuple[int, ...]],
+    source: str,
+) -> None:
+    """Raises one `ConversionError` that names every difference and, where it can tell, the way out."""
+    missing, left_over = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+    other = [name for name in wanted.keys() & found.keys() if found[name] != wanted[name]]
+    if not (missing or left_over or other):
+        return
+    lines = [
+        *_listed(f"missing from {source}", missing, lambda name: f"{name} {wanted[name]}"),
+        *_listed("left over, unknown to the model", left_over, lambda name: f"{name} {found[name]}"),
+        *_listed("of another shape", other, lambda name: f"{name}: {found[name]} given, the model has {wanted[name]}"),
+    ]
+    described = f"{model.block.__name__} x {tuple(model.stage_sizes)}, {model.num_classes} classes"
+    raise ConversionError(
+        f"{source} does not fit the model ({described}):\n" + "\n".join(lines) + f"\n{_way_out(found, missing, other)}"
+    )
+
+
+def _listed(title: str, names: Iterable[str], line: Any, most: int = 8) -> list[str]:
+    names = sorted(names)
+    rest = [f"    and {len(names) - most} more"] if len(names) > most else []
+    return [f"  {title} ({len(names)}):", *(f"    {line(name)}" for name in names[:most]), *rest] if names else []
+
+
+def _way_out(found: Mapping[str, tuple[int, ...]], missing: Iterable[str], other: Iterable[str]) -> str:
+    if not missing and other and all("fc." in name for name in other):
+        bias = next(shape for name, shape in found.items() if name.endswith("fc.bias"))
+        return f"Only the head differs: build the model with num_classes={bias[0]}."
+    return "These are the weights of another network: build the one that they belong to (resnet_jax.list_models())."

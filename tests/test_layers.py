@@ -1,0 +1,124 @@
+"""The leaves, against PyTorch's and against values worked out by hand."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax.models import layers
+
+
+def apply(module, x, **variables):
+    """Output of a parameter-free or given module on `x`."""
+    return np.asarray(module.apply(variables, x))
+
+
+def test_conv_init_is_kaiming_normal_fan_out_not_truncated():
+    kernel = layers.conv_init(jax.random.key(0), (3, 3, 16, 256), jnp.float32)
+    std = np.sqrt(2 / (3 * 3 * 256))
+    assert np.std(kernel) == pytest.approx(std, rel=0.01)
+    assert np.abs(kernel).max() > 3.5 * std  # a normal truncated at two deviations ends at 2.28 of them
+
+
+def test_conv_init_of_a_grouped_convolution_counts_all_outputs():
+    variables = layers.conv3x3(128, groups=32).init(jax.random.key(0), jnp.zeros((1, 4, 4, 128)))
+    kernel = variables["params"]["kernel"]
+    assert kernel.shape == (3, 3, 4, 128)
+    assert np.std(kernel) == pytest.approx(np.sqrt(2 / (9 * 128)), rel=0.05)
+
+
+def test_linear_init_is_uniform_in_both_tensors():
+    params = layers.linear(2000, 64).init(jax.random.key(0), jnp.zeros((1, 64)))["params"]
+    for leaf in (params["kernel"], params["bias"]):
+        assert np.abs(leaf).max() <= 1 / 8
+        assert np.std(leaf) == pytest.approx(1 / 8 / np.sqrt(3), rel=0.05)
+
+
+def test_conv3x3_with_stride_2_pads_one_pixel_on_both_sides():
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    out = apply(layers.conv3x3(1, 2), x, params={"kernel": jnp.ones((3, 3, 1, 1))})
+    # Windows centred on pixels 0 and 2: with 'SAME' they would be centred on 1 and 3.
+    assert out[0, :, :, 0].tolist() == [
+        [0 + 1 + 4 + 5, 1 + 2 + 3 + 5 + 6 + 7],
+        [4 + 5 + 8 + 9 + 12 + 13, 5 + 6 + 7 + 9 + 10 + 11 + 13 + 14 + 15],
+    ]
+
+
+def test_max_pool_pads_with_minus_infinity():
+    assert np.asarray(layers.max_pool3x3(-jnp.ones((1, 5, 5, 1)))).max() == -1
+
+
+def test_pad_shortcut_takes_every_second_pixel_and_pads_channels_on_both_sides():
+    x = jnp.arange(1.0, 1 + 3 * 3 * 2).reshape(1, 3, 3, 2)
+    out = np.asarray(layers.pad_shortcut(x, 5, 2))
+    assert out.shape == (1, 2, 2, 5)
+    np.testing.assert_array_equal(out[..., 1:3], x[:, ::2, ::2])
+    assert not out[..., [0, 3, 4]].any()
+
+
+@pytest.mark.parametrize("norm", ["batch", "batch_unbiased"])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (2, 1, 1, 4)])
+def test_batch_norm_in_training_mode_equals_pytorch(norm, shape, x64):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    reference = torch.nn.BatchNorm2d(4).double()
+    scale, bias, mean, var = (rng.uniform(0.5, 1.5, 4) for _ in range(4))
+    for tensor, value in zip((reference.weight, reference.bias, reference.running_mean, reference.running_var),
+                             (scale, bias, mean, var), strict=True):  # fmt: skip
+        tensor.data.copy_(torch.from_numpy(value))
+    layer = layers.bind_norm(norm, train=True, axis_name=None, param_dtype=jnp.float64)()
+    variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": {"mean": mean, "var": var}}
+    x = 3 + rng.standard_normal(shape)
+    y, updates = layer.apply(variables, x, mutable=["batch_stats"])
+    expected = reference(torch.from_numpy(x.transpose(0, 3, 1, 2))).detach().numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(updates["batch_stats"]["mean"], reference.running_mean, rtol=0, atol=1e-13)
+    n = x.size // 4
+    ours, theirs = updates["batch_stats"]["var"] - 0.9 * var, reference.running_var.numpy() - 0.9 * var
+    np.testing.assert_allclose(ours * (1 if norm == "batch_unbiased" else n / (n - 1)), theirs, rtol=1e-12)
+
+
+def test_unbiased_variance_over_devices_counts_the_values_of_all(x64):
+    layer = layers.bind_norm("batch_unbiased", train=True, axis_name="batch", param_dtype=jnp.float64)()
+    whole = layers.bind_norm("batch_unbiased", train=True, axis_name=None, param_dtype=jnp.float64)()
+    x = np.random.default_rng(0).standard_normal((4, 1, 1, 1, 3))
+    variables = whole.init(jax.random.key(0), x[0])
+    apply_layer = functools.partial(layer.apply, variables, mutable=["batch_stats"])
+    _, updates = jax.vmap(apply_layer, axis_name="batch")(x)
+    _, expected = whole.apply(variables, x[:, 0], mutable=["batch_stats"])
+    np.testing.assert_allclose(updates["batch_stats"]["var"][1], expected["batch_stats"]["var"], rtol=1e-12)
+
+
+def test_unbiased_variance_of_one_value_is_refused():
+    layer = layers.UnbiasedBatchNorm(use_running_average=False)
+    variables = layer.init(jax.random.key(0), jnp.zeros((1, 1, 1, 3)))
+    with pytest.raises(ValueError, match=r"more than 1 value per channel.*\(1, 1, 1, 3\)"):
+        layer.apply(variables, jnp.zeros((1, 1, 1, 3)), mutable=["batch_stats"])
+
+
+def test_group_norm_equals_pytorch(x64):
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).standard_normal((2, 3, 5, 64))
+    layer = layers.bind_norm("group", train=True, axis_name=None, param_dtype=jnp.float64)()
+    y = layer.apply(layer.init(jax.random.key(0), x), x)
+    reference = torch.nn.GroupNorm(32, 64).double()(torch.from_numpy(x.transpose(0, 3, 1, 2)))
+    np.testing.assert_allclose(y, reference.detach().numpy().transpose(0, 2, 3, 1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, functools.partial(nn.GroupNorm, num_groups=2), nn.BatchNorm,
+                                  functools.partial(nn.BatchNorm, momentum=0.5)])  # fmt: skip
+def test_any_flax_norm_can_be_plugged_in(norm):
+    layer = layers.bind_norm(norm, train=False, axis_name=None, dtype=jnp.float32)(name=None)
+    assert layer.init_with_output(jax.random.key(0), jnp.ones((2, 3, 3, 4)))[0].shape == (2, 3, 3, 4)
+    if isinstance(layer, nn.BatchNorm):
+        assert layer.use_running_average
+
+
+def test_bind_norm_refuses_what_it_cannot_do():
+    with pytest.raises(ValueError, match=r"unknown norm 'bach'.*batch_unbiased"):
+        layers.bind_norm("bach", train=True, axis_name=None)
+    with pytest.raises(ValueError, match="keeps none"):
+        layers.bind_norm("group", train=True, axis_name="batch")

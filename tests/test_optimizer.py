@@ -1,0 +1,81 @@
+"""Schedules by hand, SGD against PyTorch's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from resnet_jax.training.optimizer import create_optimizer, create_schedule, is_kernel
+
+
+def test_cosine_with_warm_up_by_hand():
+    schedule = create_schedule("cosine", learning_rate=0.4, num_steps=12, warmup_steps=4)
+    assert [float(schedule(t)) for t in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert float(schedule(4)) == pytest.approx(0.4)
+    assert float(schedule(8)) == pytest.approx(0.2)  # half-way down
+    assert float(schedule(12)) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_one_step_of_warm_up_is_at_the_full_rate():
+    assert float(create_schedule("constant", learning_rate=0.4, num_steps=12, warmup_steps=1)(0)) == pytest.approx(0.4)
+
+
+def test_step_schedule_counts_boundaries_from_the_start_of_the_run():
+    schedule = create_schedule("step", learning_rate=1.0, num_steps=9, warmup_steps=2, boundaries=(4, 7), factor=0.1)
+    assert [float(schedule(t)) for t in range(9)] == pytest.approx([0.5, 1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "said"),
+    [
+        ({"name": "linear"}, "unknown schedule 'linear'.*cosine"),
+        ({"name": "cosine", "warmup_steps": 10}, "warm-up of 10 steps does not fit a run of 10"),
+        ({"name": "step", "boundaries": (10,)}, r"boundaries \(10,\) must lie between"),
+    ],
+)
+def test_a_schedule_that_does_not_fit_is_refused(kwargs, said):
+    with pytest.raises(ValueError, match=said):
+        create_schedule(learning_rate=0.1, num_steps=10, **kwargs)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_sgd_equals_pytorchs_with_a_changing_rate(nesterov, momentum, weight_decay, x64):
+    torch = pytest.importorskip("torch")
+    if nesterov and not momentum:
+        pytest.skip("PyTorch refuses Nesterov without momentum")
+    rng = np.random.default_rng(0)
+    start, grads = rng.standard_normal(5), rng.standard_normal((6, 5))
+    schedule = create_schedule("cosine", learning_rate=0.5, num_steps=6, warmup_steps=2)
+    tx = create_optimizer(schedule, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+    parameter = torch.nn.Parameter(torch.from_numpy(start.copy()))
+    reference = torch.optim.SGD([parameter], lr=1.0, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+    params = {"kernel": jnp.asarray(start)}
+    opt_state = tx.init(params)
+    for t, grad in enumerate(grads):
+        updates, opt_state = tx.update({"kernel": jnp.asarray(grad)}, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        reference.param_groups[0]["lr"] = float(schedule(jnp.int32(t)))  # as the optimiser counts
+        parameter.grad = torch.from_numpy(grad.copy())
+        reference.step()
+    np.testing.assert_allclose(params["kernel"], parameter.detach().numpy(), rtol=0, atol=1e-13)
+
+
+def test_decay_can_leave_out_norms_and_biases():
+    params = {
+        "conv1": {"kernel": jnp.ones(2)},
+        "bn1": {"scale": jnp.ones(2), "bias": jnp.ones(2)},
+        "fc": {"bias": jnp.ones(2)},
+    }
+    assert is_kernel(params) == {
+        "conv1": {"kernel": True},
+        "bn1": {"scale": False, "bias": False},
+        "fc": {"bias": False},
+    }
+    tx = create_optimizer(1.0, momentum=0.0, weight_decay=0.5, decay_norm_and_bias=False)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    assert updates["conv1"]["kernel"].tolist() == [-0.5, -0.5]
+    assert not updates["bn1"]["scale"].any()
+    assert not updates["fc"]["bias"].any()

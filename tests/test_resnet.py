@@ -1,0 +1,163 @@
+"""The network as a user meets it: shapes, names, modes, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+import resnet_jax
+from resnet_jax.models.resnet import is_stage
+
+IMAGES = jnp.zeros((2, 17, 21, 3))
+
+
+def tiny(**kwargs):
+    """Two stages of basic blocks: small enough to run op by op."""
+    return resnet_jax.ResNet(
+        resnet_jax.BasicBlock, (1, 1), num_classes=5, stage_features=(8, 16), stem_features=8, **kwargs
+    )
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return jax.jit(tiny(train=False).init)(jax.random.key(0), IMAGES)
+
+
+def shapes(model, size=64):
+    """Abstract variables: no array is made."""
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        # He et al. 2015, table 6 (0.27, 0.46, 0.66, 0.85, 1.7 million), and to the unit with option-A shortcuts
+        ("cifar_resnet20", 269_722), ("cifar_resnet32", 464_154), ("cifar_resnet44", 658_586),
+        ("cifar_resnet56", 853_018), ("cifar_resnet110", 1_727_962),
+        # torchvision's own tables
+        ("resnet18", 11_689_512), ("resnet34", 21_797_672), ("resnet50", 25_557_032), ("resnet101", 44_549_160),
+        ("resnet152", 60_192_808), ("resnext50_32x4d", 25_028_904), ("resnext101_32x8d", 88_791_336),
+        ("resnext101_64x4d", 83_455_272), ("wide_resnet50_2", 68_883_240), ("wide_resnet101_2", 126_886_696),
+    ],
+)  # fmt: skip
+def test_parameter_counts_are_the_published_ones(name, count):
+    params = shapes(resnet_jax.create_model(name))["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+
+
+def test_names_flattened_with_dots_are_pytorchs():
+    names = flatten_dict(shapes(resnet_jax.resnet50())["params"], sep=".")
+    for name in ("conv1.kernel", "bn1.scale", "layer1.0.downsample.0.kernel", "layer1.0.downsample.1.bias",
+                 "layer4.2.conv3.kernel", "fc.bias"):  # fmt: skip
+        assert name in names
+    assert names["layer1.0.conv2.kernel"].shape == (3, 3, 64, 64)
+
+
+def test_a_block_projects_only_where_its_shape_changes():
+    names = flatten_dict(shapes(resnet_jax.resnet18())["params"], sep=".")
+    assert "layer1.0.downsample.0.kernel" not in names  # stride 1, 64 to 64 channels
+    assert "layer2.0.downsample.0.kernel" in names
+    assert not [
+        name for name in flatten_dict(shapes(resnet_jax.cifar_resnet20())["params"], sep=".") if "downsample" in name
+    ]
+
+
+def test_train_as_an_argument_and_as_a_field_give_the_same(variables):
+    x = jax.random.normal(jax.random.key(1), IMAGES.shape)
+    logits = tiny().apply(variables, x, train=False)
+    assert logits.shape == (2, 5)
+    np.testing.assert_array_equal(logits, tiny(train=False).apply(variables, x))
+    trained, updates = tiny(train=True).apply(variables, x, mutable=["batch_stats"])
+    assert np.abs(trained - logits).max() > 1e-3
+    assert "batch_stats" in updates
+
+
+def test_one_image_without_a_batch_axis(variables):
+    x = jax.random.normal(jax.random.key(1), IMAGES.shape)
+    model = tiny(train=False)
+    np.testing.assert_allclose(model.apply(variables, x[0]), model.apply(variables, x)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("field", "argument", "said"), [(None, None, "neither is given"), (True, True, "got the field")]
+)
+def test_train_must_be_given_once(variables, field, argument, said):
+    with pytest.raises(ValueError, match=f"`train` has no default.*{said}"):
+        tiny(train=field).apply(variables, IMAGES, train=argument)
+
+
+def test_a_traced_train_names_static_argnames(variables):
+    with pytest.raises(TypeError, match='static_argnames="train"'):
+        jax.jit(tiny().apply)(variables, IMAGES, train=False)
+    assert jax.jit(tiny().apply, static_argnames="train")(variables, IMAGES, train=False).shape == (2, 5)
+
+
+def test_channels_first_images_are_named(variables):
+    with pytest.raises(ValueError, match=r"\(2, 3, 64, 64\) looks like PyTorch's.*moveaxis"):
+        tiny(train=False).apply(variables, jnp.zeros((2, 3, 64, 64)))
+    with pytest.raises(ValueError, match="must be"):
+        tiny(train=False).apply(variables, jnp.zeros((64, 64)))
+
+
+def test_activation_reaches_the_stem(variables):
+    def stem(act):
+        _, aux = tiny(train=False, act=act).apply(variables, IMAGES - 1, mutable=["intermediates"])
+        return aux["intermediates"]["stem"][0]
+
+    assert np.abs(stem(jnp.tanh) - stem(jax.nn.relu)).max() > 1e-3
+
+
+def test_capture_gives_every_stage(variables):
+    _, aux = tiny(train=False).apply(variables, IMAGES, capture_intermediates=is_stage, mutable=["intermediates"])
+    assert set(aux["intermediates"]) == {"stem", "layer1", "layer2", "pre_logits"}
+    assert aux["intermediates"]["layer2"]["__call__"][0].shape == (2, 3, 3, 16)
+
+
+def test_zero_init_residual_starts_every_block_as_its_shortcut():
+    params = tiny(zero_init_residual=True).init(jax.random.key(0), IMAGES, train=False)["params"]
+    assert not params["layer1"]["0"]["bn2"]["scale"].any()
+    assert params["layer1"]["0"]["bn1"]["scale"].all()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", jnp.bfloat16, "float32"])
+def test_dtype_is_the_computations_and_parameters_keep_theirs(dtype):
+    model = tiny(dtype=dtype, train=False)
+    logits, variables = model.init_with_output(jax.random.key(0), IMAGES)
+    assert logits.dtype == jnp.dtype(dtype)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+def test_float64_reaches_the_statistics_too(x64):
+    variables = tiny(param_dtype="float64", train=False).init(jax.random.key(0), IMAGES)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float64")}
+
+
+def test_group_norm_has_no_statistics():
+    model = resnet_jax.cifar_resnet20(norm="group", stage_features=(32, 64, 128), stem_features=32, train=True)
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), IMAGES))
+    assert set(variables) == {"params"}
+
+
+def test_fields_that_contradict_are_refused():
+    with pytest.raises(ValueError, match="BasicBlock has neither groups"):
+        shapes(resnet_jax.resnet18(groups=2))
+    with pytest.raises(ValueError, match="one entry for each stage"):
+        shapes(resnet_jax.resnet18(stage_features=(64, 128)))
+    with pytest.raises(ValueError, match=r"unknown stem 'imagnet'.*imagenet"):
+        shapes(resnet_jax.resnet18(stem="imagnet"))
+    with pytest.raises(ValueError, match=r"unknown shortcut 'C'"):
+        shapes(resnet_jax.resnet18(shortcut="C"))
+
+
+def test_unknown_names_suggest_the_nearest():
+    with pytest.raises(ValueError, match="unknown model 'resnet5'.*resnet50"):
+        resnet_jax.create_model("resnet5")
+    with pytest.raises(TypeError, match="no field 'num_class'.*num_classes"):
+        resnet_jax.create_model("resnet50", num_class=10)
+
+
+def test_every_name_of_the_table_is_a_builder():
+    for name in resnet_jax.list_models():
+        assert getattr(resnet_jax, name)(num_classes=7).num_classes == 7
+    assert resnet_jax.list_models("wide*") == ["wide_resnet50_2", "wide_resnet101_2"]
