@@ -1,6 +1,6 @@
-"""ResNet-20 on 10,000 CIFAR-10 photographs stored as JPEG (the first 1,000 of each class; 2,000 to test on).
+r"""ResNet-20 on 10,000 CIFAR-10 photographs stored as JPEG (the first 1,000 of each class; 2,000 to test on).
 
-  python train.py --config=configs/cifar10_small_resnet20.py --workdir=runs/cifar \\
+  python train.py --config=configs/cifar10_small_resnet20.py --workdir=runs/cifar \
       --config.data.path=cifar10-jpeg-small.zip
 
 PATH is a folder, or a zip of one, with {train,test}/CLASS/*.jpg of 32x32 pixels, such as a subset of

@@ -105,7 +105,7 @@ def _write(out: pathlib.Path, model: ResNet, variables: Variables) -> None:
         return
     if out.suffix in formats.TORCH_SUFFIXES:
         raise ValueError(
-            f"{out}: PyTorch reads .safetensors too (safetensors.torch.load_file): give --out such a name."
+            f"{out}: give --out a name in .safetensors; PyTorch reads it too (safetensors.torch.load_file)."
         )
     from resnet_jax.training import checkpoint
 
@@ -119,10 +119,8 @@ def _named(name: str | None, source: str, num_classes: int | None) -> ResNet:
 
 
 def _num_classes(tensors: dict[str, np.ndarray]) -> int | None:
-    biases = [
-        tensor for name, tensor in tensors.items() if name.split(".")[-2:] in (["fc", "bias"], ["linear", "bias"])
-    ]
-    return len(biases[0]) if biases else None
+    heads = (["fc", "bias"], ["linear", "bias"])
+    return next((len(tensor) for name, tensor in tensors.items() if name.split(".")[-2:] in heads), None)
 
 
 def _same_bits(left: Any, right: Any) -> bool:
@@ -140,7 +138,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         arguments.model,
         tensors,
         sizes=[_size(text) for text in (arguments.sizes or default).split(",")],
-        **({"num_classes": classes} if classes else {}),
+        num_classes=classes,
     )
     print(report.table())
     if arguments.json:

@@ -203,7 +203,7 @@ def test_a_checkpoint_of_another_model_is_refused(finished):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"batch_size": 6}, "batch_size=6 cannot be split evenly over 4 devices: use 4 or 8"),
+        ({"batch_size": 6}, "a batch of 6 cannot be split evenly over 4 devices: use 4 or 8"),
         ({"batch_size": 128}, r"batch_size=128 must lie in 1..64"),
         ({"data.mean": (0.5,)}, "data.mean=.* has 1 entries, but the images of 'synthetic' have 3 channels"),
         ({"model.num_classes": 5}, "num_classes=5, but 'synthetic' has 10 classes"),
@@ -238,7 +238,7 @@ def test_nothing_to_evaluate_is_said(tmp_path):
     ("flags", "said"),
     [
         (["--config.batchsize=3"], "Did you mean"),
-        (["--config.batch_size=7"], "train.py: config.batch_size=7 cannot be split"),
+        (["--config.batch_size=7"], "train.py: a batch of 0"),
         (["--mode=evaluate"], "should be one of"),
         (["extra"], "flags are written --name=value"),
     ],

@@ -77,6 +77,7 @@ def prepare_digits(data_dir: str = "") -> Any:
     """
     folder = os.path.expanduser(data_dir) or None
     builder = SklearnDigits(data_dir=folder, file_format="array_record")
+    tfds.disable_progress_bar()  # it takes two seconds
     try:
         builder.download_and_prepare()
     except Exception:

@@ -169,7 +169,7 @@ class _Rows:
                 raise UnreadableImage(
                     f"{origin}: {error}. Repair or remove it, or leave such images out with on_error='skip'."
                 ) from error
-            _warn_once(origin, str(error))
+            _warn_once(origin, error)
             return _row(self._blank, 0, 0)
         return _row(self.transform(image, position), label, 1)
 
@@ -198,9 +198,13 @@ def _row(image: np.ndarray, label: int, mask: int) -> dict[str, Any]:
     return {"image": image, "label": np.int32(label), "mask": np.float32(mask)}
 
 
-@functools.cache
-def _warn_once(origin: str, reason: str) -> None:
-    logger.warning("%s: %s; it is left out", origin, reason)
+_warned: set[str] = set()
+
+
+def _warn_once(origin: str, error: UnreadableImage) -> None:
+    if origin not in _warned:
+        _warned.add(origin)
+        logger.warning("%s: %s; it is left out", origin, error)
 
 
 # Grain --------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Data sets that TFDS has prepared as ArrayRecord files, read without TensorFlow."""
 
 import dataclasses
+import os
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -40,15 +41,15 @@ def open_tfds(name: str, split: str, data_dir: str) -> Dataset:
       ValueError: it is no image classification, or has no such split.
     """
     try:
-        builder = tfds.builder(name, data_dir=data_dir or None)
+        builder = tfds.builder(name, data_dir=os.path.expanduser(data_dir) or None)
         prepared = builder.data_path.exists()
-    except tfds.core.registered.DatasetNotFoundError:
+    except (tfds.core.registered.DatasetNotFoundError, AssertionError):  # unknown to TFDS, or in that version
         prepared = False
     if not prepared or builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        where = data_dir or tfds.core.constants.DATA_DIR
         raise FileNotFoundError(
-            f"TFDS data set {name!r} is not prepared as ArrayRecord in {data_dir or tfds.core.constants.DATA_DIR}. Once, "
-            f"where TensorFlow is installed: tfds.builder({name!r}, data_dir=..., file_format='array_record')"
-            ".download_and_prepare()"
+            f"TFDS data set {name!r} is not prepared as ArrayRecord in {where}. Once, where TensorFlow is installed: "
+            f"tfds.builder({name!r}, data_dir=..., file_format='array_record').download_and_prepare()"
         )
     return from_builder(builder, name, split)
 

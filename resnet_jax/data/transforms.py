@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 ImageArray = npt.NDArray[np.uint8]  # [height, width, channels]
 
@@ -41,6 +41,8 @@ def decode(data: bytes, channels: int = 3) -> ImageArray:
             return _to_array(image.convert(MODES[channels]))
     except MemoryError:
         raise
+    except UnidentifiedImageError as error:
+        raise UnreadableImage(f"the {len(data)} bytes are not a whole image (of no known format)") from error
     except Exception as error:  # Pillow's plugins raise whatever their parsers stumble over: SyntaxError, struct.error
         raise UnreadableImage(f"the {len(data)} bytes are not a whole image ({error})") from error
 

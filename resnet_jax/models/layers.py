@@ -46,7 +46,7 @@ def conv3x3(
     conv: ModuleDef = Conv,
     name: str | None = None,
 ) -> Any:
-    """A 3x3 convolution, padded by its dilation on every side: `[..., h, w, c] -> [..., h/stride, w/stride, features]`."""
+    """A 3x3 convolution, padded by its dilation: `[..., h, w, c] -> [..., h/stride, w/stride, features]`."""
     return conv(
         features,
         (3, 3),
@@ -106,10 +106,9 @@ class UnbiasedBatchNorm(nn.BatchNorm):
 
     def __call__(self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None) -> Array:
         frozen = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
-        call = functools.partial(super().__call__, mask=mask)
-        kwargs = {} if self.use_running_average is not None else {"use_running_average": frozen}
+        mode = None if self.use_running_average is not None else frozen  # merged again there, so given once
         if frozen or self.is_initializing():
-            return call(x, **kwargs)
+            return super().__call__(x, mode, mask=mask)
         if mask is not None:
             raise ValueError("UnbiasedBatchNorm counts every position: it does not take a mask.")
         n = x.size // x.shape[self.axis]
@@ -120,10 +119,10 @@ class UnbiasedBatchNorm(nn.BatchNorm):
                 f"batch norm in training mode needs more than 1 value per channel, got an input of shape {x.shape}: "
                 "use a larger batch or image, or call the model with train=False."
             )
-        old = self.get_variable("batch_stats", "var")
-        y = call(x, **kwargs)
+        old: Array = self.get_variable("batch_stats", "var")
+        y = super().__call__(x, mode)
         decayed = self.momentum * old
-        new = self.get_variable("batch_stats", "var")
+        new: Array = self.get_variable("batch_stats", "var")
         self.put_variable("batch_stats", "var", decayed + (new - decayed) * (n / (n - 1)))
         return y
 

@@ -14,7 +14,7 @@ from resnet_jax.data import datasets, pipeline, transforms
 from resnet_jax.models import variants
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.training import checkpoint, optimizer
-from resnet_jax.training.parallel import AXIS, Parallel, parallelize
+from resnet_jax.training.parallel import AXIS, Parallel, check_divisible, parallelize
 from resnet_jax.training.step import TrainState, create_train_state, eval_step, train_step
 from resnet_jax.weights import convert, formats
 
@@ -141,15 +141,11 @@ def _check(config: ml_collections.ConfigDict, data: datasets.Dataset) -> None:
         raise ValueError(
             f"config.batch_size={config.batch_size} must lie in 1..{len(data)}, the size of the training split."
         )
-    if config.batch_size % jax.device_count():
-        n, size = jax.device_count(), config.batch_size
-        raise ValueError(
-            f"config.batch_size={size} cannot be split evenly over {n} devices: use {max(size // n, 1) * n} or {(size // n + 1) * n}."
-        )
+    check_divisible(config.batch_size, jax.device_count())
 
 
 def _parallelize(config: ml_collections.ConfigDict) -> Parallel:
-    numbers = {"mean": tuple(config.data.mean), "std": tuple(config.data.std), "axis_name": AXIS}
+    numbers: dict[str, Any] = {"mean": tuple(config.data.mean), "std": tuple(config.data.std), "axis_name": AXIS}
     return parallelize(
         functools.partial(train_step, label_smoothing=config.optimizer.label_smoothing, **numbers),
         functools.partial(eval_step, **numbers),

@@ -69,7 +69,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float
 
 def use_compilation_cache(folder: str) -> None:
     """Keeps compiled programs in `folder`, unless JAX was told of another one or `folder` is empty."""
-    if folder and not jax.config.jax_compilation_cache_dir:
+    if folder and not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
 
 

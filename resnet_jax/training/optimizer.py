@@ -64,7 +64,9 @@ def create_optimizer(
 
     Args:
       learning_rate: a number or a schedule of the step.
-      momentum, nesterov, weight_decay: as in PyTorch, dampening 0.
+      momentum: as in PyTorch, with dampening 0.
+      nesterov: as in PyTorch.
+      weight_decay: as in PyTorch; multiplies the parameters and joins the gradient.
       decay_norm_and_bias: whether decay reaches norm scales, norm biases and the bias of `fc` too.
     """
     mask = None if decay_norm_and_bias else is_kernel

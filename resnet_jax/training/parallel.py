@@ -86,10 +86,17 @@ _WRAPPERS = {"pmap": _pmap, "jit": _jit}
 def _shard(batch: dict[str, np.ndarray], *, mesh: Mesh, stacked: bool) -> dict[str, jax.Array]:
     n = mesh.devices.size
     size = len(next(iter(batch.values())))
-    if size % n:
-        raise ValueError(
-            f"a batch of {size} cannot be split evenly over {n} devices: use {max(size // n, 1) * n} or {(size // n + 1) * n}."
-        )
+    check_divisible(size, n)
     if stacked:  # pmap takes [devices, batch / devices, ...]
         batch = {key: value.reshape(n, size // n, *value.shape[1:]) for key, value in batch.items()}
     return jax.device_put(batch, NamedSharding(mesh, P(AXIS)))
+
+
+def check_divisible(batch_size: int, num_devices: int) -> None:
+    """Raises a ValueError that names the two nearest sizes unless the devices divide the batch."""
+    if batch_size % num_devices:
+        below = batch_size // num_devices * num_devices
+        raise ValueError(
+            f"a batch of {batch_size} cannot be split evenly over {num_devices} devices: "
+            f"use {f'{below} or ' if below else ''}{below + num_devices}."
+        )

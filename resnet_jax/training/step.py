@@ -34,8 +34,8 @@ def create_train_state(model: Any, variables: Any, tx: optax.GradientTransformat
 
 def normalize(images: Array, mean: Sequence[float], std: Sequence[float], dtype: Any = jnp.float32) -> Array:
     """uint8 `[..., h, w, c]` to `(images / 255 - mean) / std` in `dtype`, one mean and std for each channel."""
-    mean, std = (jnp.asarray(value, dtype).reshape([1] * (images.ndim - 1) + [-1]) for value in (mean, std))
-    return (images.astype(dtype) / 255 - mean) / std
+    shift, scale = (jnp.asarray(value, dtype).reshape([1] * (images.ndim - 1) + [-1]) for value in (mean, std))
+    return (images.astype(dtype) / 255 - shift) / scale
 
 
 def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
@@ -63,7 +63,8 @@ def train_step(
       state: the state; its own `step` counts the steps made.
       batch: `image` uint8 `[batch, h, w, c]`, `label` int32 `[batch]`, `mask` float `[batch]`; a device's share
         of it when mapped.
-      mean, std: of each channel, in units of full scale.
+      mean: of each channel, in units of full scale.
+      std: likewise.
       label_smoothing: probability taken from the true class.
       axis_name: mapped axis over which the batch is split, or None for a step that sees it whole.
 

@@ -95,8 +95,8 @@ def _load_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
         import torch
     except ImportError as error:
         raise WeightFileError(
-            f'{file}: reading {file.suffix} files needs PyTorch: pip install "resnet-linen[torch]", or save the weights '
-            "as .safetensors where PyTorch is installed."
+            f'{file}: reading {file.suffix} files needs PyTorch: pip install "resnet-linen[torch]", or save the '
+            "weights as .safetensors where PyTorch is installed."
         ) from error
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)

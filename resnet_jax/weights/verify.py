@@ -93,7 +93,7 @@ def verify(
     dtypes: Sequence[str] = ("float64", "float32"),
     batch_size: int = 2,
     seed: int = 0,
-    **kwargs: Any,
+    num_classes: int | None = None,
 ) -> Report:
     """Compares the network `name` with PyTorch's own, on the CPU, on seeded random images.
 
@@ -104,7 +104,7 @@ def verify(
       dtypes: "float64" separates the same function from a close one; "float32" is run at the highest precision.
       batch_size: images of each size.
       seed: of the images and of random weights.
-      **kwargs: fields of `ResNet`, such as `num_classes`.
+      num_classes: width of the head, where it is not the network's own.
 
     Raises:
       ValueError: an unknown name or dtype, or (as `ConversionError`) weights of another network.
@@ -113,15 +113,16 @@ def verify(
     unknown = [dtype for dtype in dtypes if dtype not in BARS]
     if unknown:
         raise ValueError(f"unknown dtypes {unknown}: give some of {list(BARS)}.")
-    reference = torch_reference(name, num_classes=create_model(name, **kwargs).num_classes, seed=seed)
+    build = functools.partial(create_model, name, **({"num_classes": num_classes} if num_classes else {}))
+    reference = torch_reference(name, num_classes=num_classes, seed=seed)
     randomise_norms(reference, seed)
     source = reference.state_dict() if state_dict is None else state_dict
-    from_torch(create_model(name, **kwargs), source)  # strict, and with our message, before PyTorch's
+    from_torch(build(), source)  # strict, and with our message, before PyTorch's
     _load_into_torch(reference, source)
     rows: list[Row] = []
     for dtype in dtypes:
         with jax.enable_x64(dtype == "float64"), jax.default_device(jax.devices("cpu")[0]):
-            model = create_model(name, param_dtype=dtype, precision="highest", **kwargs)
+            model = build(param_dtype=dtype, precision="highest")
             variables = from_torch(model, source, dtype=dtype)
             for height, width in sizes:
                 rng = np.random.default_rng(seed)
@@ -275,9 +276,8 @@ def torch_stage_outputs(module: Any, images: np.ndarray) -> Stages:
     module.fc.register_forward_pre_hook(lambda _, inputs: found.update(pre_logits=inputs[0]))
     with torch.no_grad():
         found["logits"] = module(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))))
-    return {
-        name: np.moveaxis(value.numpy(), 1, -1) if value.ndim == 4 else value.numpy() for name, value in found.items()
-    }
+    arrays = {name: value.numpy() for name, value in found.items()}
+    return {name: np.moveaxis(array, 1, -1) if array.ndim == 4 else array for name, array in arrays.items()}
 
 
 def _load_into_torch(module: Any, state_dict: Mapping[str, Any]) -> None:
