@@ -10,6 +10,7 @@ import sys
 import traceback
 
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment; any key can be set: --config.batch_size=64.")
@@ -22,6 +23,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments {argv[1:]}; flags are written --name=value.")
     from resnet_jax.training import loop, report  # after the flags: --help then needs no JAX
 
+    # Our own lines, and from warnings on those of Orbax, Grain and JAX; --verbosity=0 shows all of theirs.
+    logging.getLogger("resnet_jax").setLevel(logging.INFO)
+    if not flags.FLAGS["verbosity"].present:
+        absl_logging.set_verbosity(absl_logging.WARNING)
     workdir = os.path.expanduser(WORKDIR.value)
     if MODE.value == "eval":
         result = loop.evaluate(CONFIG.value, workdir)
@@ -51,5 +56,4 @@ def run(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    logging.getLogger("resnet_jax").setLevel(logging.INFO)  # ours; Orbax's and Grain's from warnings on (--verbosity=0)
     app.run(run)

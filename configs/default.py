@@ -13,7 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.seed = 0  # of the parameters, of the order of the examples and of their augmentation
     config.batch_size = 64  # images a step, over all devices
-    config.num_epochs = 40.0  # passes over the training split; an epoch is num_examples // batch_size steps
+    config.num_epochs = 30.0  # passes over the training split; an epoch is num_examples // batch_size steps
     config.init_from = ""  # start from these weights: .safetensors, .pth, a workdir or an exported folder
 
     # How the step is spread over devices: "pmap", or "jit" (over shard_map). Same numbers.
@@ -35,6 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.data_dir = ""  # where TFDS keeps prepared data; "": ~/tensorflow_datasets
     config.data.num_examples = 1024  # "synthetic" only: size of each split
     config.data.image_size = 8  # pixels, height and width
+    config.data.eval_resize = 0  # pixels of the shorter side before the centre crop of evaluation; 0: image_size
     config.data.mean = (0.3058,)  # of each channel of the training split, in units of full scale
     config.data.std = (0.3761,)  # likewise, over all pixels
     config.data.crop = "pad"  # "pad" and crop, "resized" (random-resized), "none"
@@ -58,7 +59,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.schedule.boundaries = (0.0,)  # "step" only: epochs after which the rate is multiplied by `factor`
     config.schedule.factor = 0.1  # "step" only
 
-    config.log_every_steps = 20
+    config.log_every_steps = 20  # 0: at evaluations and checkpoints only
     config.eval_every_epochs = 1.0
     config.checkpoint_every_epochs = 1.0
     config.checkpoint_every_steps = 0  # steps; when set, instead of epochs

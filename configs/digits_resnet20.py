@@ -11,4 +11,9 @@ from configs import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-    return default.get_config()
+    config = default.get_config()
+    config.num_epochs = 40.0
+    config.optimizer.label_smoothing = 0.1
+    config.optimizer.weight_decay = 2e-3  # strong, for so few images
+    config.log_every_steps = 0
+    return config

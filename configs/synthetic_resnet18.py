@@ -1,6 +1,6 @@
 """ResNet-18 on made-up images of 64x64 pixels: no data on disk, to see a step run and to measure it.
 
-  python train.py --config=configs/synthetic_resnet18.py --workdir=runs/synthetic --config.num_epochs=0.5
+  python train.py --config=configs/synthetic_resnet18.py --workdir=runs/synthetic
 
 Hardware: any. Expected: the loss falls from about ln(10) = 2.3 within a few steps; the accuracy means nothing.
 """

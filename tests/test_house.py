@@ -77,7 +77,7 @@ def test_importing_the_library_needs_no_extra():
     """Import, build, convert: with every module of the extras made impossible to import."""
     code = """
 import sys
-for name in ("torch", "torchvision", "timm", "tensorflow", "tensorflow_datasets", "grain", "ml_collections", "absl.flags",
+for name in ("torch", "torchvision", "timm", "tensorflow", "tensorflow_datasets", "grain", "ml_collections",
              "cv2", "sklearn", "matplotlib", "tqdm"):
     sys.modules[name] = None
 import jax, resnet_jax, resnet_jax.cli, numpy as np

@@ -103,7 +103,7 @@ def eval_batches(run: Run) -> Any:
     return pipeline.eval_batches(
         run.test_data,
         batch_size=run.config.batch_size,
-        transform=transforms.eval_transform(run.config.data.image_size),
+        transform=transforms.eval_transform(run.config.data.image_size, run.config.data.eval_resize or None),
         **_reading(run.config.data),
     )
 

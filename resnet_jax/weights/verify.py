@@ -114,6 +114,7 @@ def verify(
     if unknown:
         raise ValueError(f"unknown dtypes {unknown}: give some of {list(BARS)}.")
     build = functools.partial(create_model, name, **({"num_classes": num_classes} if num_classes else {}))
+    build()  # refuses an unknown name
     reference = torch_reference(name, num_classes=num_classes, seed=seed)
     randomise_norms(reference, seed)
     source = reference.state_dict() if state_dict is None else state_dict

@@ -1,0 +1,122 @@
+"""README does what it says: every Python block runs as printed, in order, and every command it names exists."""
+
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import resnet_jax
+from resnet_jax import cli
+from test_house import ROOT
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def has_torchvision():
+    try:
+        import torchvision  # noqa: F401 - only whether it is there
+    except ImportError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def printed():
+    """The namespace after all blocks; those on PyTorch are left out where it is not installed."""
+    names: dict = {}
+    with jax.numpy_rank_promotion("allow"):
+        for block in BLOCKS:
+            if "torchvision" not in block or has_torchvision():
+                exec(compile(block, "README.md", "exec"), names)
+    return names
+
+
+def test_first_ten_minutes(printed):
+    assert len(BLOCKS) == 6
+    assert jax.tree.leaves(printed["grads"])[0].shape[0] == 2
+    assert printed["outputs"].shape == (2, 5)
+    assert printed["logits"].shape == (2, 10)
+    assert printed["own"]["params"]["layer2"]["1"]["conv2"]["kernel"].shape == (3, 3, 64, 64)
+
+
+def test_per_example_gradients_are_those_of_each_example(printed):
+    one = jax.grad(printed["loss"])(printed["variables"]["params"], printed["images"][1], 7)
+    for ours, alone in zip(jax.tree.leaves(printed["grads"]), jax.tree.leaves(one), strict=True):
+        assert ours.shape == (2, *alone.shape)
+
+
+def test_the_nnx_bridge_gives_the_same_logits(printed):
+    x = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
+    expected = printed["model"].apply(printed["variables"], x)
+    np.testing.assert_allclose(printed["nnx_model"](x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_commands_that_are_named_exist():
+    for config in set(re.findall(r"--config=(configs/\w+\.py)", README)):
+        assert (ROOT / config).is_file()
+    for verb in set(re.findall(r"resnet-jax (\w+) ", README)):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([verb, "--help"])
+        assert stopped.value.code == 0
+    for target in set(re.findall(r"make (\w+)  ", README)):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    for name in re.findall(r"`(benchmarks/\w+\.py|configs/\w+\.py)`", README):
+        assert (ROOT / name).is_file()
+    for file in re.findall(r"\]\(([\w/.]+)\)", README):
+        assert (ROOT / file).exists()
+
+
+def environment(home):
+    """A user's own, without this suite's settings."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("JAX_")} | {
+        "HOME": str(home), "JAX_PLATFORMS": "cpu",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_synthetic_run_and_a_second_start_that_reuses_its_programs(tmp_path):
+    command = next(line.strip() for line in README.splitlines() if "configs/synthetic_resnet18.py" in line)
+    cache = tmp_path / ".cache" / "resnet_jax" / "xla"
+    found = []
+    for number in (1, 2):
+        arguments = [sys.executable, *command.replace("runs/synthetic", f"{tmp_path}/run{number}").split()[1:]]
+        done = subprocess.run(arguments, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert re.search(r"test accuracy .* % \(\d+/1024\)", done.stdout)
+        assert "compiling the training step" in done.stderr
+        found.append({path.name for path in cache.iterdir() if not path.name.endswith("-atime")})
+    assert found[0]
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_the_demo_reaches_what_it_promises(tmp_path):
+    """The three commands of `make demo`, from training to an export that PyTorch's names lead."""
+    flags = ["--config=configs/digits_resnet20.py", f"--workdir={tmp_path}/run"]
+
+    def run(*arguments):
+        done = subprocess.run([sys.executable, "train.py", *flags, *arguments], cwd=ROOT, env=environment(tmp_path),
+                              capture_output=True, text=True)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    trained, evaluated = run(), run("--mode=eval")
+    line = re.search(r"test accuracy (\S+) % \((\d+)/360\)", trained)
+    assert int(line[2]) >= 0.98 * 360
+    assert line[0] in evaluated
+    assert "equals what was logged at step" in evaluated
+    for path in re.findall(r"^(?:curves|checkpoint) +(\S+)$", trained, flags=re.MULTILINE):
+        assert os.path.exists(path)
+    assert cli.main(["convert", f"{tmp_path}/run", f"--out={tmp_path}/x.safetensors"]) == 0
+    with jax.numpy_rank_promotion("allow"):
+        model = resnet_jax.cifar_resnet20(train=False)
+        from resnet_jax.weights import formats
+
+        variables = resnet_jax.from_torch(model, formats.load_state_dict(tmp_path / "x.safetensors"))
+        assert model.apply(variables, jnp.zeros((1, 8, 8, 1))).shape == (1, 10)
