@@ -210,6 +210,7 @@ def test_a_checkpoint_of_another_model_is_refused(finished):
         ({"batch_size": 128}, r"batch_size=128 must lie in 1..64"),
         ({"data.mean": (0.5,)}, "data.mean=.* has 1 entries, but the images of 'synthetic' have 3 channels"),
         ({"model.num_classes": 5}, "num_classes=5, but 'synthetic' has 10 classes"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints=0 would keep none"),
         ({"parallel": "ddp"}, "unknown parallel mode 'ddp'"),
         ({"schedule.warmup_epochs": 2.0}, "warm-up of 16 steps does not fit a run of 16"),
         ({"model.name": "resnet5"}, "unknown model 'resnet5'"),
@@ -266,3 +267,33 @@ def test_metrics_lines_are_json(finished):
     for line in (finished[0] / "metrics.jsonl").read_text().splitlines():
         assert json.loads(line)["split"] in ("train", "test")
     assert not os.path.exists(finished[0] / "config.json.tmp")
+
+
+def test_unreadable_photographs_are_refused_by_name_or_counted(tmp_path, capsys):
+    """One damaged image in each split: never a silent wrong label."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 32), ("test", 9)):
+        for index in range(count):
+            folder = tmp_path / "data" / split / f"class{index % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f"{index:02}.png")
+        (folder / "broken.png").write_bytes(b"\x89PNG cut off")
+    photographs = {"data.name": "folder", "data.path": str(tmp_path / "data")}
+    with pytest.raises(Exception, match=r"broken.png.*on_error='skip'"):
+        loop.train(tiny_config(**photographs), str(tmp_path / "refused"))
+    result = loop.train(tiny_config(**photographs, **{"data.on_error": "skip"}), str(tmp_path / "skipped"))
+    assert result["count"] == 9
+    records = report.read_metrics(str(tmp_path / "skipped"))
+    assert sum(record.get("unreadable", 0) for record in records) == 2  # one in each of two epochs
+
+
+def test_curves_are_drawn_from_records(tmp_path):
+    records = [
+        {"step": 1, "epoch": 0.5, "split": "train", "loss": 2.0, "accuracy": 0.2, "learning_rate": 0.1},
+        {"step": 2, "epoch": 1.0, "split": "test", "loss": 1.0, "accuracy": 0.5, "correct": 5, "count": 10},
+    ]
+    report.plot_curves(records, str(tmp_path / "curves.png"))
+    assert (tmp_path / "curves.png").stat().st_size > 5000
+    assert report.accuracy_line(records[1]) == "test accuracy 50.00 % (5/10)"

@@ -142,6 +142,8 @@ def _check(config: ml_collections.ConfigDict, data: datasets.Dataset) -> None:
             f"config.batch_size={config.batch_size} must lie in 1..{len(data)}, the size of the training split."
         )
     check_divisible(config.batch_size, jax.device_count())
+    if config.keep_checkpoints < 1:
+        raise ValueError(f"config.keep_checkpoints={config.keep_checkpoints} would keep none: give 1 or more.")
 
 
 def _parallelize(config: ml_collections.ConfigDict) -> Parallel:

@@ -132,12 +132,14 @@ class _Window:
 def _numbers(run: experiment.Run, step: int, window: _Window) -> dict[str, float]:
     seconds = max(time.monotonic() - window.start, 1e-9)
     steps = window.sums["steps"]
+    unreadable = round(steps * run.config.batch_size - window.sums["count"])
     return {
         "epoch": step / run.steps_per_epoch,
         **metrics.compute(window.sums),
         "learning_rate": float(run.schedule(step - 1)),
         "images_per_second": window.sums["count"] / seconds,
         "seconds_left": (run.num_steps - step) * seconds / steps,
+        **({"unreadable": unreadable} if unreadable else {}),
     }
 
 

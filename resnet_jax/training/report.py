@@ -29,7 +29,9 @@ class Reporter:
         self._num_steps = num_steps
         self._path = epath.Path(workdir) / METRICS
         kept = [record for record in read_metrics(workdir) if record["step"] <= first_step]
-        self._path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        rewritten = self._path.with_name(METRICS + ".tmp")  # renamed when whole: a kill here loses no record
+        rewritten.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        rewritten.replace(self._path)
         self._file = self._path.open("a")
         self._bar = _progress_bar(first_step, num_steps)
 
