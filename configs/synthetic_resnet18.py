@@ -17,6 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.name = "resnet18"
 
     config.data.name = "synthetic"
+    config.data.num_examples = 256
     config.data.image_size = 64
     config.data.mean = (0.5, 0.5, 0.5)
     config.data.std = (0.25, 0.25, 0.25)

@@ -123,6 +123,7 @@ def test_sigkill_at_any_step_then_restart_ends_with_the_same_bits(tmp_path, para
         "    config = default.get_config()\n"
         "    config.batch_size, config.num_epochs, config.log_every_steps = 16, 1.0, 1\n"
         f"    config.model.kwargs.update({TINY!r})\n"
+        "    config.schedule.warmup_epochs = 0.0\n"
         f"    config.parallel, config.checkpoint_every_steps = {parallel!r}, 7\n"
         f"    config.data.data_dir = {str(ROOT / '.cache' / 'tfds')!r}\n"
         "    return config\n"

@@ -88,7 +88,7 @@ def test_the_synthetic_run_and_a_second_start_that_reuses_its_programs(tmp_path)
         arguments = [sys.executable, *command.replace("runs/synthetic", f"{tmp_path}/run{number}").split()[1:]]
         done = subprocess.run(arguments, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert re.search(r"test accuracy .* % \(\d+/1024\)", done.stdout)
+        assert re.search(r"test accuracy .* % \(\d+/256\)", done.stdout)
         assert "compiling the training step" in done.stderr
         found.append({path.name for path in cache.iterdir() if not path.name.endswith("-atime")})
     assert found[0]

@@ -157,6 +157,10 @@ def test_unknown_names_suggest_the_nearest():
         resnet_jax.create_model("resnet50", num_class=10)
 
 
+def test_a_builder_takes_the_name_of_a_submodule():
+    assert resnet_jax.resnet18(name="backbone").name == "backbone"
+
+
 def test_every_name_of_the_table_is_a_builder():
     for name in resnet_jax.list_models():
         assert getattr(resnet_jax, name)(num_classes=7).num_classes == 7

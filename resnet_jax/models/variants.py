@@ -64,8 +64,10 @@ def list_models(pattern: str = "*") -> list[str]:
     return [name for name in VARIANTS if fnmatch.fnmatchcase(name, pattern)]
 
 
-def create_model(name: str, **kwargs: Any) -> ResNet:
+def create_model(name: str, /, **kwargs: Any) -> ResNet:
     """Builds the network called `name`; `kwargs` are fields of `ResNet` and win over the table's.
+
+    `name=` among them is Linen's: the module's own name inside another module.
 
     Raises:
       ValueError: no such network.
