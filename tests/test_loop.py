@@ -243,7 +243,7 @@ def test_nothing_to_evaluate_is_said(tmp_path):
     ("flags", "said"),
     [
         (["--config.batchsize=3"], "Did you mean"),
-        (["--config.batch_size=0"], "train.py: config.batch_size=0 must lie in 1..1024"),
+        (["--config.batch_size=0"], "train.py: config.batch_size=0 must lie in 1..256"),
         (["--mode=evaluate"], "should be one of"),
         (["extra"], "flags are written --name=value"),
     ],

@@ -146,7 +146,8 @@ def _definition_order(path: tuple[str, ...]) -> list[tuple[int, int, str]]:
     collection, *modules, leaf = path
     order = []
     for module in modules:
-        kind, number = re.fullmatch(r"([a-z]*)(\d*)", module).groups()  # type: ignore[union-attr]
+        kind = module.rstrip("0123456789")
+        number = module.removeprefix(kind)
         # conv1 bn1 conv2 bn2 ... : by number first, the convolution before its norm
         last = {"layer": 1, "downsample": 2, "fc": 3}.get(kind, 0)
         order.append((last, int(number or 0), {"conv": "0", "bn": "1"}.get(kind, kind)))
