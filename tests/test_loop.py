@@ -46,7 +46,7 @@ def equal(left, right):
 def final_state(workdir, config):
     run = experiment.build(config)
     with checkpoint.Checkpointer(str(workdir)) as checkpoints:
-        return checkpoints.restore(jax.eval_shape(run.create_state), run.parallel.state_sharding)
+        return checkpoints.restore(run.abstract_state(), run.parallel.state_sharding)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_a_checkpoint_of_four_devices_goes_on_with_one(finished, tmp_path, monke
         jax.sharding.Mesh(np.array(jax.devices()[:1]), ("batch",)), jax.sharding.PartitionSpec()
     )
     with checkpoint.Checkpointer(str(finished[0])) as checkpoints:
-        state = checkpoints.restore(jax.eval_shape(run.create_state), one)
+        state = checkpoints.restore(run.abstract_state(), one)
     assert equal(state, final_state(finished[0], tiny_config()))
     assert len(state.params["conv1"]["kernel"].sharding.device_set) == 1
     monkeypatch.setattr(jax, "devices", lambda *args, devices=jax.devices: devices(*args)[:1])
@@ -230,6 +230,23 @@ def test_init_from_starts_from_the_weights_of_another_run(finished, tmp_path):
     assert equal(run.create_state().variables, checkpoint.load_variables(str(finished[0])))
     assert int(run.create_state().step) == 0
     assert loop.evaluate(tiny_config(init_from=str(finished[0])), "")["correct"] == finished[1]["correct"]
+
+
+def test_weights_are_taken_in_the_dtypes_of_the_run_and_not_needed_again(finished, tmp_path):
+    """A half-precision file does not make a half-precision run, and a resumed run does not read it any more."""
+    from resnet_jax.weights import convert, formats
+
+    model = experiment.build(tiny_config()).model
+    half = jax.tree.map(lambda leaf: leaf.astype(np.float16), checkpoint.load_variables(str(finished[0])))
+    file = tmp_path / "half.safetensors"
+    formats.save_state_dict(file, convert.to_torch(model, half))
+    config = tiny_config(init_from=str(file))
+    state = experiment.build(config).create_state()
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.variables)} == {np.dtype("float32")}
+    np.testing.assert_array_equal(state.params["fc"]["bias"], half["params"]["fc"]["bias"].astype(np.float32))
+    result = loop.train(config, str(tmp_path / "run"))
+    file.unlink()
+    assert loop.train(config, str(tmp_path / "run")) == result
 
 
 def test_nothing_to_evaluate_is_said(tmp_path):

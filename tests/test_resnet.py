@@ -1,5 +1,7 @@
 """The network as a user meets it: shapes, names, modes, errors."""
 
+import doctest
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -155,6 +157,13 @@ def test_unknown_names_suggest_the_nearest():
         resnet_jax.create_model("resnet5")
     with pytest.raises(TypeError, match="no field 'num_class'.*num_classes"):
         resnet_jax.create_model("resnet50", num_class=10)
+
+
+def test_examples_in_docstrings_run():
+    for module in (resnet_jax.models.resnet, resnet_jax.models.variants):
+        found = doctest.testmod(module)
+        assert found.attempted
+        assert not found.failed
 
 
 def test_a_builder_takes_the_name_of_a_submodule():

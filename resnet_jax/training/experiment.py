@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 from etils import epath
 
@@ -34,19 +35,25 @@ class Run:
     parallel: Parallel
 
     def create_state(self) -> TrainState:
-        """The state of step 0 on the devices: random parameters, or those of `config.init_from`."""
-        size, channels = self.config.data.image_size, self.train_data.channels
-
+        """The state of step 0 on the devices: random parameters, or those of `config.init_from` in its dtypes."""
         # One jitted function with a stated sharding makes every array on every device, each with a buffer of its
         # own: the first step donates them.
-        def create(variables: Any = None) -> TrainState:
-            if variables is None:
-                images = jnp.zeros((1, size, size, channels))
-                variables = self.model.init(jax.random.key(self.config.seed), images, train=False)
-            return create_train_state(self.model, variables, self.tx)
+        create = jax.jit(self._create, out_shardings=self.parallel.state_sharding)
+        if not self.config.init_from:
+            return create()
+        loaded, wanted = _load_weights(self.config.init_from, self.model), self.abstract_state().variables
+        return create(jax.tree.map(lambda leaf, like: np.asarray(leaf, like.dtype), loaded, wanted))
 
-        create = jax.jit(create, out_shardings=self.parallel.state_sharding)
-        return create(_load_weights(self.config.init_from, self.model)) if self.config.init_from else create()
+    def abstract_state(self) -> TrainState:
+        """Shapes and dtypes of the state: what a checkpoint is restored into. Reads no file."""
+        return jax.eval_shape(self._create)
+
+    def _create(self, variables: Any = None) -> TrainState:
+        if variables is None:
+            size, channels = self.config.data.image_size, self.train_data.channels
+            images = jnp.zeros((1, size, size, channels))
+            variables = self.model.init(jax.random.key(self.config.seed), images, train=False)
+        return create_train_state(self.model, variables, self.tx)
 
 
 def build(config: ml_collections.ConfigDict) -> Run:

@@ -166,6 +166,6 @@ def _checkpoint_interval(run: experiment.Run) -> float:
 def _restore_or_create(run: experiment.Run, checkpoints: checkpoint.Checkpointer) -> TrainState:
     if checkpoints.latest_step() is None:
         return run.create_state()
-    state = checkpoints.restore(jax.eval_shape(run.create_state), run.parallel.state_sharding)
+    state = checkpoints.restore(run.abstract_state(), run.parallel.state_sharding)
     logger.info("restored the checkpoint of step %d", int(state.step))
     return state
