@@ -6,6 +6,7 @@ As it stands it trains ResNet-20 on the embedded digits; see digits_resnet20.py 
 """
 
 import ml_collections
+from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -23,9 +24,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = ml_collections.ConfigDict()
     config.model.name = "cifar_resnet20"  # resnet_jax.list_models()
     config.model.num_classes = 0  # 0: as many as the data set has
-    config.model.kwargs = ml_collections.ConfigDict()  # further fields of resnet_jax.ResNet
-    config.model.kwargs.norm = "batch"  # "batch", "batch_unbiased" (PyTorch's running variance), "group"
-    config.model.kwargs.zero_init_residual = False  # last norm scale of each block starts at 0
+    # Further fields of resnet_jax.ResNet; None leaves the network its own.
+    config.model.kwargs = ml_collections.ConfigDict()
+    config.model.kwargs.norm = placeholder(str)  # "batch", "batch_unbiased" (PyTorch's running variance), "group"
+    config.model.kwargs.zero_init_residual = placeholder(bool)  # last norm scale of each block starts at 0
+    config.model.kwargs.drop_rate = placeholder(float)  # dropout before the classifier
+    config.model.kwargs.drop_path_rate = placeholder(float)  # stochastic depth of the last block
+    config.model.kwargs.drop_block_rate = placeholder(float)  # DropBlock in the last two stages
+    config.model.kwargs.remat = placeholder(str)  # "block", "conv": less memory, more computation
     config.model.kwargs.dtype = "float32"  # of the computation: "float32", "bfloat16", "float64"
     config.model.kwargs.param_dtype = "float32"  # of the parameters
 

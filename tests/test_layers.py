@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.models import layers
+from resnet_jax.models import layers, norms, shortcuts
 
 
 def apply(module, x, **variables):
@@ -53,7 +53,7 @@ def test_max_pool_pads_with_minus_infinity():
 
 def test_pad_shortcut_takes_every_second_pixel_and_pads_channels_on_both_sides():
     x = jnp.arange(1.0, 1 + 3 * 3 * 2).reshape(1, 3, 3, 2)
-    out = np.asarray(layers.pad_shortcut(x, 5, 2))
+    out = np.asarray(shortcuts.padded(x, 5, stride=2))
     assert out.shape == (1, 2, 2, 5)
     np.testing.assert_array_equal(out[..., 1:3], x[:, ::2, ::2])
     assert not out[..., [0, 3, 4]].any()
@@ -69,7 +69,7 @@ def test_batch_norm_in_training_mode_equals_pytorch(norm, shape, x64):
     for tensor, value in zip((reference.weight, reference.bias, reference.running_mean, reference.running_var),
                              (scale, bias, mean, var), strict=True):  # fmt: skip
         tensor.data.copy_(torch.from_numpy(value))
-    layer = layers.bind_norm(norm, train=True, axis_name=None, param_dtype=jnp.float64)()
+    layer = norms.bind_norm(norm, train=True, axis_name=None, param_dtype=jnp.float64)()
     variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": {"mean": mean, "var": var}}
     x = 3 + rng.standard_normal(shape)
     y, updates = layer.apply(variables, x, mutable=["batch_stats"])
@@ -82,8 +82,8 @@ def test_batch_norm_in_training_mode_equals_pytorch(norm, shape, x64):
 
 
 def test_unbiased_variance_over_devices_counts_the_values_of_all(x64):
-    layer = layers.bind_norm("batch_unbiased", train=True, axis_name="batch", param_dtype=jnp.float64)()
-    whole = layers.bind_norm("batch_unbiased", train=True, axis_name=None, param_dtype=jnp.float64)()
+    layer = norms.bind_norm("batch_unbiased", train=True, axis_name="batch", param_dtype=jnp.float64)()
+    whole = norms.bind_norm("batch_unbiased", train=True, axis_name=None, param_dtype=jnp.float64)()
     x = np.random.default_rng(0).standard_normal((4, 1, 1, 1, 3))
     variables = whole.init(jax.random.key(0), x[0])
     apply_layer = functools.partial(layer.apply, variables, mutable=["batch_stats"])
@@ -93,7 +93,7 @@ def test_unbiased_variance_over_devices_counts_the_values_of_all(x64):
 
 
 def test_unbiased_variance_of_one_value_is_refused():
-    layer = layers.UnbiasedBatchNorm(use_running_average=False)
+    layer = norms.UnbiasedBatchNorm(use_running_average=False)
     variables = layer.init(jax.random.key(0), jnp.zeros((1, 1, 1, 3)))
     with pytest.raises(ValueError, match=r"more than 1 value per channel.*\(1, 1, 1, 3\)"):
         layer.apply(variables, jnp.zeros((1, 1, 1, 3)), mutable=["batch_stats"])
@@ -102,7 +102,7 @@ def test_unbiased_variance_of_one_value_is_refused():
 def test_group_norm_equals_pytorch(x64):
     torch = pytest.importorskip("torch")
     x = np.random.default_rng(0).standard_normal((2, 3, 5, 64))
-    layer = layers.bind_norm("group", train=True, axis_name=None, param_dtype=jnp.float64)()
+    layer = norms.bind_norm("group", train=True, axis_name=None, param_dtype=jnp.float64)()
     y = layer.apply(layer.init(jax.random.key(0), x), x)
     reference = torch.nn.GroupNorm(32, 64).double()(torch.from_numpy(x.transpose(0, 3, 1, 2)))
     np.testing.assert_allclose(y, reference.detach().numpy().transpose(0, 2, 3, 1), rtol=0, atol=1e-12)
@@ -111,7 +111,7 @@ def test_group_norm_equals_pytorch(x64):
 @pytest.mark.parametrize("norm", [nn.LayerNorm, functools.partial(nn.GroupNorm, num_groups=2), nn.BatchNorm,
                                   functools.partial(nn.BatchNorm, momentum=0.5)])  # fmt: skip
 def test_any_flax_norm_can_be_plugged_in(norm):
-    layer = layers.bind_norm(norm, train=False, axis_name=None, dtype=jnp.float32)(name=None)
+    layer = norms.bind_norm(norm, train=False, axis_name=None, dtype=jnp.float32)(name=None)
     assert layer.init_with_output(jax.random.key(0), jnp.ones((2, 3, 3, 4)))[0].shape == (2, 3, 3, 4)
     if isinstance(layer, nn.BatchNorm):
         assert layer.use_running_average
@@ -119,6 +119,6 @@ def test_any_flax_norm_can_be_plugged_in(norm):
 
 def test_bind_norm_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match=r"unknown norm 'bach'.*batch_unbiased"):
-        layers.bind_norm("bach", train=True, axis_name=None)
+        norms.bind_norm("bach", train=True, axis_name=None)
     with pytest.raises(ValueError, match="keeps none"):
-        layers.bind_norm("group", train=True, axis_name="batch")
+        norms.bind_norm("group", train=True, axis_name="batch")

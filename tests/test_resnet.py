@@ -9,7 +9,6 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import resnet_jax
-from resnet_jax.models.resnet import is_stage
 
 IMAGES = jnp.zeros((2, 17, 21, 3))
 
@@ -104,16 +103,9 @@ def test_channels_first_images_are_named(variables):
 
 def test_activation_reaches_the_stem(variables):
     def stem(act):
-        _, aux = tiny(train=False, act=act).apply(variables, IMAGES - 1, mutable=["intermediates"])
-        return aux["intermediates"]["stem"][0]
+        return tiny(train=False, act=act).apply(variables, IMAGES - 1, features=["stem"])["stem"]
 
     assert np.abs(stem(jnp.tanh) - stem(jax.nn.relu)).max() > 1e-3
-
-
-def test_capture_gives_every_stage(variables):
-    _, aux = tiny(train=False).apply(variables, IMAGES, capture_intermediates=is_stage, mutable=["intermediates"])
-    assert set(aux["intermediates"]) == {"stem", "layer1", "layer2", "pre_logits"}
-    assert aux["intermediates"]["layer2"]["__call__"][0].shape == (2, 3, 3, 16)
 
 
 def test_zero_init_residual_starts_every_block_as_its_shortcut():
@@ -170,7 +162,9 @@ def test_a_builder_takes_the_name_of_a_submodule():
     assert resnet_jax.resnet18(name="backbone").name == "backbone"
 
 
-def test_every_name_of_the_table_is_a_builder():
-    for name in resnet_jax.list_models():
-        assert getattr(resnet_jax, name)(num_classes=7).num_classes == 7
+def test_builders_are_the_tables():
+    builders = [name for name in resnet_jax.list_models() if hasattr(resnet_jax, name)]
+    assert {"resnet50", "resnet50d", "seresnet50", "cifar_resnet20"} < set(builders)
+    for name in builders:
+        assert getattr(resnet_jax, name)(num_classes=7) == resnet_jax.create_model(name, num_classes=7)
     assert resnet_jax.list_models("wide*") == ["wide_resnet50_2", "wide_resnet101_2"]

@@ -1,62 +1,94 @@
-"""The two residual blocks. They receive convolution, norm and activation, and never choose them."""
+"""The two residual blocks. They receive their layers and plug-ins, and never choose them."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 
-from resnet_jax.models.layers import (
-    Conv,
-    Downsample,
-    ModuleDef,
-    batch_norm,
-    conv1x1,
-    conv3x3,
-    pad_shortcut,
-)
+from resnet_jax.models.layers import Conv, ModuleDef, conv1x1, conv3x3
+from resnet_jax.models.norms import batch_norm
+from resnet_jax.models.shortcuts import projected
 
 Array = jax.Array
 
 
 class Block(nn.Module):
-    """What both blocks share: their fields and the shortcut.
+    """What both blocks share: their fields, the convolution that carries the stride, and the end.
 
     Attributes:
       features: width of the block before `expansion` (PyTorch's `planes`).
-      stride: stride of the block; sits on the first 3x3 convolution.
+      stride: stride of the block; sits on a 3x3 convolution.
+      dilation: dilation of the stage.
+      first_dilation: dilation of the convolution with the stride; in a stage's first block that of the stage before.
       conv, norm, act: the layers to build with. `norm` must already know its mode (`use_running_average`).
       groups, width_per_group: cardinality and base width of the 3x3 convolution (Xie et al. 2016, section 3).
-      shortcut: "B" projects where shape changes, "A" pads with zero channels (He et al. 2015, section 3.3).
+      reduce_first: the first convolution's width is divided by this (2 in SENet-154).
+      widths: output channels of each convolution, instead of those that `features` gives (pruned nets).
+      shortcut: function of `shortcuts.SHORTCUTS`' form, that brings the input to the output's shape.
+      attn: factory of a module like those in `attention.py`, or None.
+      anti_alias: function of `layers.ANTI_ALIASES`' form, that takes the stride over from the convolution, or None.
+      drop_block, drop_path: factories of modules that drop squares, or the whole branch, in training, or None.
       zero_init_residual: start the last norm's scale at 0, so that the block begins as the identity
         (Goyal et al. 2017, section 5.1).
     """
 
     features: int
     stride: int = 1
+    dilation: int = 1
+    first_dilation: int = 1
     conv: ModuleDef = Conv
     norm: ModuleDef = batch_norm
-    act: Any = nn.relu
+    act: Callable[[Array], Array] = nn.relu
     groups: int = 1
     width_per_group: int = 64
-    shortcut: str = "B"
+    reduce_first: int = 1
+    widths: Sequence[int] | None = None
+    shortcut: Callable[..., Array] = projected
+    attn: ModuleDef | None = None
+    anti_alias: Callable[[Array, int], Array] | None = None
+    drop_block: ModuleDef | None = None
+    drop_path: ModuleDef | None = None
     zero_init_residual: bool = False
 
     expansion: ClassVar[int] = 1
 
-    def identity(self, x: Array) -> Array:
-        """The shortcut: `x` itself, or `x` brought to the shape of the block's output."""
-        out = self.features * self.expansion
-        if self.stride == 1 and x.shape[-1] == out:
-            return x
-        if self.shortcut == "A":
-            return pad_shortcut(x, out, self.stride)
-        return Downsample(out, self.stride, self.conv, self.norm, name="downsample")(x)
+    def strided(self, x: Array, features: int, number: int, groups: int = 1) -> Array:
+        """The 3x3 convolution with the block's stride, `bn<number>` and activation; the stride may be a pool's."""
+        pooled = self.anti_alias is not None and (self.stride == 2 or self.first_dilation != self.dilation)
+        stride = 1 if pooled else self.stride
+        name, dilation = f"conv{number}", self.first_dilation
+        y = conv3x3(features, stride, groups=groups, dilation=dilation, conv=self.conv, name=name)(x)
+        y = self.norm(name=f"bn{number}")(y)
+        y = self.act(_plugged(self.drop_block)(y))
+        return self.anti_alias(y, self.stride) if pooled and self.anti_alias else y
 
     def last_norm(self, name: str) -> Any:
         """The norm layer that closes the residual branch."""
-        return (
-            self.norm(name=name, scale_init=nn.initializers.zeros) if self.zero_init_residual else self.norm(name=name)
+        zero = {"scale_init": nn.initializers.zeros} if self.zero_init_residual else {}
+        return self.norm(name=name, **zero)
+
+    def merge(self, y: Array, x: Array) -> Array:
+        """Ends the block: the branch `y` through attention and `drop_path`, plus the shortcut of `x`, activated."""
+        nominal = self.features * self.expansion
+        out = y.shape[-1]
+        y = _plugged(self.attn, features=nominal, conv=self.conv, name="se")(y)
+        y = _plugged(self.drop_path)(y)
+        shortcut = self.shortcut(
+            x,
+            out,
+            stride=self.stride,
+            dilation=self.dilation,
+            first_dilation=self.first_dilation,
+            conv=self.conv,
+            norm=self.norm,
         )
+        if shortcut.shape not in (y.shape, ()):
+            raise ValueError(
+                f"the residual branch gives {y.shape} and the shortcut {shortcut.shape}: for images of this size "
+                "anti-aliasing rounds down where the shortcut rounds up. Use a height and width divisible by 32."
+            )
+        return self.act(y + shortcut)
 
 
 class BasicBlock(Block):
@@ -75,28 +107,47 @@ class BasicBlock(Block):
                 "BasicBlock has neither groups nor a base width "
                 f"(got groups={self.groups}, width_per_group={self.width_per_group}): use Bottleneck."
             )
-        y = conv3x3(self.features, self.stride, conv=self.conv, name="conv1")(x)
-        y = self.act(self.norm(name="bn1")(y))
-        y = conv3x3(self.features, conv=self.conv, name="conv2")(y)
+        first, out = self.widths or (self.features // self.reduce_first, self.features)
+        y = self.strided(x, first, 1)
+        y = conv3x3(out, dilation=self.dilation, conv=self.conv, name="conv2")(y)
         y = self.last_norm("bn2")(y)
-        return self.act(y + self.identity(x))
+        return self.merge(y, x)
 
 
 class Bottleneck(Block):
     """1x1, 3x3, 1x1 convolutions (figure 5, right): `[..., h, w, c] -> [..., h/stride, w/stride, 4 * features]`.
 
     The stride sits on the 3x3 convolution, as in torchvision ("ResNet v1.5"), not on the first 1x1 as in the paper.
+
+    Raises:
+      ValueError: `groups` does not divide the widths of the 3x3 convolution.
     """
 
     expansion: ClassVar[int] = 4
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        width = self.features * self.width_per_group // 64 * self.groups
-        y = conv1x1(width, conv=self.conv, name="conv1")(x)
+        first, width, out = self.widths or self._widths()
+        y = conv1x1(first, conv=self.conv, name="conv1")(x)
         y = self.act(self.norm(name="bn1")(y))
-        y = conv3x3(width, self.stride, groups=self.groups, conv=self.conv, name="conv2")(y)
-        y = self.act(self.norm(name="bn2")(y))
-        y = conv1x1(self.features * self.expansion, conv=self.conv, name="conv3")(y)
+        y = self.strided(y, width, 2, self.groups)
+        y = conv1x1(out, conv=self.conv, name="conv3")(y)
         y = self.last_norm("bn3")(y)
-        return self.act(y + self.identity(x))
+        return self.merge(y, x)
+
+    def _widths(self) -> tuple[int, int, int]:
+        width = self.features * self.width_per_group // 64 * self.groups
+        first = width // self.reduce_first
+        if not width or first % self.groups:
+            raise ValueError(
+                f"groups={self.groups} cannot split a 3x3 convolution of {first} to {width} channels, which is what "
+                f"features={self.features}, width_per_group={self.width_per_group} and reduce_first="
+                f"{self.reduce_first} give: both must be multiples of groups and not 0."
+            )
+        return first, width, self.features * self.expansion
+
+
+def _plugged(factory: ModuleDef | None, **kwargs: Any) -> Callable[[Array], Array]:
+    """The module of an optional plug-in, or the identity."""
+    module: Callable[[Array], Array] = (lambda x: x) if factory is None else factory(**kwargs)
+    return module

@@ -1,4 +1,4 @@
-"""The leaves: convolution, normalisation, pooling and shortcut parts, each equal to its PyTorch twin.
+"""The leaves: convolution, linear, pooling and dropping layers, each equal to its PyTorch twin.
 
 Everything here is either a thin `partial` over `flax.linen` or a plain function, so that a block reads as a
 list of layers. Two rules keep the port exact: paddings are numbers (`'SAME'` pads (0, 1) where PyTorch pads
@@ -6,7 +6,6 @@ list of layers. Two rules keep the port exact: paddings are numbers (`'SAME'` pa
 """
 
 import functools
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -58,19 +57,71 @@ def conv3x3(
     )
 
 
-def conv1x1(features: int, stride: int = 1, *, conv: ModuleDef = Conv, name: str | None = None) -> Any:
+def conv1x1(features: int, stride: int = 1, *, conv: ModuleDef = Conv, **kwargs: Any) -> Any:
     """A 1x1 convolution without padding: `[..., h, w, c] -> [..., h/stride, w/stride, features]`."""
-    return conv(features, (1, 1), strides=(stride, stride), padding=((0, 0), (0, 0)), name=name)
+    return conv(features, (1, 1), strides=(stride, stride), padding=((0, 0), (0, 0)), **kwargs)
 
 
-def max_pool3x3(x: Array) -> Array:
-    """3x3 maximum with stride 2, padded by 1 with -inf: the pool of the stem (He et al. 2015, table 1)."""
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+def max_pool3x3(x: Array, stride: int = 2) -> Array:
+    """3x3 maximum, padded by 1 with -inf: the pool of the stem (He et al. 2015, table 1)."""
+    return nn.max_pool(x, (3, 3), strides=(stride, stride), padding=((1, 1), (1, 1)))
+
+
+def avg_pool2x2_ceil(x: Array, stride: int) -> Array:
+    """2x2 mean of a "D" shortcut; the output is rounded up, as by PyTorch's `ceil_mode` (He et al. 2018, figure 2c).
+
+    With stride 2 the window at an odd edge averages the real pixels alone; with stride 1 (a dilated stage) one row and
+    one column of zeros are padded at the end and count, as timm does it.
+    """
+    y = nn.avg_pool(x, (2, 2), strides=(stride, stride), padding="SAME", count_include_pad=stride == 1)
+    return y.astype(x.dtype)  # the counts at the edge are float32
+
+
+# Anti-aliasing: what takes the stride over from a convolution or a max-pool. (x, stride) -> x.
+
+
+def avg_pool(x: Array, stride: int) -> Array:
+    """Mean over `stride` x `stride` windows; rows and columns that fill no window are left out."""
+    return nn.avg_pool(x, (stride, stride), strides=(stride, stride))
+
+
+def blur_pool(x: Array, stride: int) -> Array:
+    """Binomial 3x3 filter, [1, 2, 1] each way, after reflection (Zhang 2019, arXiv:1904.11486), then every `stride`-th.
+
+    The filter is separable and constant, so it is a sum of shifted slices and not a depthwise convolution.
+    """
+    for axis in (x.ndim - 3, x.ndim - 2):
+        size = x.shape[axis]
+        x = jnp.pad(x, [(1, 1) if i == axis else (0, 0) for i in range(x.ndim)], mode="reflect")
+        last = (size - 1) // stride * stride + 1
+        left, middle, right = (jax.lax.slice_in_dim(x, i, i + last, stride, axis) for i in range(3))
+        x = (left + 2 * middle + right) / 4
+    return x
+
+
+ANTI_ALIASES: dict[str, Callable[[Array, int], Array]] = {"avg": avg_pool, "blur": blur_pool}
+
+
+# Global pooling: [..., h, w, c] -> [..., c], or twice the channels when two are concatenated.
 
 
 def global_avg_pool(x: Array) -> Array:
     """Mean over height and width: `[..., h, w, c] -> [..., c]`."""
     return jnp.mean(x, axis=(-3, -2))
+
+
+def global_max_pool(x: Array) -> Array:
+    """Maximum over height and width: `[..., h, w, c] -> [..., c]`."""
+    return jnp.max(x, axis=(-3, -2))
+
+
+GLOBAL_POOLS: dict[str, Callable[[Array], Array]] = {
+    "avg": global_avg_pool,
+    "max": global_max_pool,
+    "avgmax": lambda x: 0.5 * (global_avg_pool(x) + global_max_pool(x)),
+    "catavgmax": lambda x: jnp.concatenate([global_avg_pool(x), global_max_pool(x)], axis=-1),
+    "none": lambda x: x,
+}
 
 
 def linear(features: int, fan_in: int, **kwargs: Any) -> nn.Dense:
@@ -79,122 +130,37 @@ def linear(features: int, fan_in: int, **kwargs: Any) -> nn.Dense:
     return nn.Dense(features, kernel_init=init, bias_init=init, **kwargs)
 
 
-# Normalisation ------------------------------------------------------------------------------------------
+# Regularisation, all without parameters. The random numbers are those of the `dropout` stream.
 
 
-def batch_norm(*, param_dtype: Any = jnp.float32, cls: ModuleDef = nn.BatchNorm, **kwargs: Any) -> Any:
-    """`nn.BatchNorm` as PyTorch sets it: decay 0.9 (PyTorch's momentum 0.1), epsilon 1e-5, two-pass variance.
-
-    Flax's one-pass variance E[x^2] - E[x]^2 cancels, and can even turn negative. Statistics stay float32 when
-    the net computes in bfloat16, and are float64 in a float64 net.
-    """
-    single = jnp.finfo(param_dtype).bits <= 32
-    defaults = {"momentum": 0.9, "epsilon": 1e-5, "use_fast_variance": False, "force_float32_reductions": single}
-    return cls(param_dtype=param_dtype, **(defaults | kwargs))
+def drop_path(rate: float, *, deterministic: bool) -> nn.Module:
+    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): zeroes whole examples of a branch, scales the others."""
+    return nn.Dropout(rate, broadcast_dims=(-3, -2, -1), deterministic=deterministic)
 
 
-class UnbiasedBatchNorm(nn.BatchNorm):
-    """Batch norm whose running variance is PyTorch's: normalise with the biased variance, store the unbiased one.
+class DropBlock(nn.Module):
+    """Zeroes squares of all channels at once and scales what is left (Ghiasi et al. 2018, arXiv:1810.12890).
 
-    PyTorch multiplies the stored variance by n / (n - 1), n being the number of values a channel is averaged
-    over (batch * height * width, over all devices of `axis_name` when synchronised). It matters where n is
-    small, and it is what makes a training run, and not only inference, comparable step by step.
-
-    Raises:
-      ValueError: n is 1 in training mode: there is no variance to learn (PyTorch refuses it as well).
+    Attributes:
+      rate: share of the positions that is to be dropped, before `gamma_scale`.
+      block_size: side of a square; at most the side of the map.
+      gamma_scale: factor of the rate.
+      deterministic: whether to let everything through.
     """
 
-    def __call__(self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None) -> Array:
-        frozen = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
-        mode = None if self.use_running_average is not None else frozen  # merged again there, so given once
-        if frozen or self.is_initializing():
-            return super().__call__(x, mode, mask=mask)
-        if mask is not None:
-            raise ValueError("UnbiasedBatchNorm counts every position: it does not take a mask.")
-        n = x.size // x.shape[self.axis]
-        if self.axis_name is not None:
-            n *= jax.lax.psum(1, self.axis_name, axis_index_groups=self.axis_index_groups)
-        if n == 1:
-            raise ValueError(
-                f"batch norm in training mode needs more than 1 value per channel, got an input of shape {x.shape}: "
-                "use a larger batch or image, or call the model with train=False."
-            )
-        old: Array = self.get_variable("batch_stats", "var")
-        y = super().__call__(x, mode)
-        decayed = self.momentum * old
-        new: Array = self.get_variable("batch_stats", "var")
-        self.put_variable("batch_stats", "var", decayed + (new - decayed) * (n / (n - 1)))
-        return y
+    rate: float
+    block_size: int
+    gamma_scale: float = 1.0
+    deterministic: bool = False
 
-
-def group_norm(*, num_groups: int = 32, **kwargs: Any) -> nn.GroupNorm:
-    """`nn.GroupNorm` as PyTorch sets it: epsilon 1e-5 (Flax: 1e-6), two-pass variance (Wu & He 2018)."""
-    return nn.GroupNorm(num_groups=num_groups, **({"epsilon": 1e-5, "use_fast_variance": False} | kwargs))
-
-
-NORMS: dict[str, ModuleDef] = {
-    "batch": batch_norm,
-    "batch_unbiased": functools.partial(batch_norm, cls=UnbiasedBatchNorm),
-    "group": group_norm,
-}
-
-
-def bind_norm(norm: str | ModuleDef, *, train: bool, axis_name: str | None, **kwargs: Any) -> ModuleDef:
-    """The norm layer of a whole net, its mode decided once: blocks then only name it.
-
-    Args:
-      norm: a name in `NORMS`, or any callable that builds a Linen norm layer (`nn.LayerNorm`,
-        `partial(nn.GroupNorm, num_groups=8)`, ...).
-      train: training mode; reaches only layers that have a `use_running_average`.
-      axis_name: mapped axis over which batch statistics are averaged; refused by layers without statistics.
-      **kwargs: further arguments for the layer, such as `dtype` and `param_dtype`.
-
-    Raises:
-      ValueError: an unknown name, or an `axis_name` for a norm layer that has no batch statistics.
-    """
-    if isinstance(norm, str):
-        if norm not in NORMS:
-            raise ValueError(
-                f"unknown norm {norm!r}: give one of {sorted(NORMS)} or a callable that builds a Linen layer."
-            )
-        norm = NORMS[norm]
-    if _accepts(norm, "use_running_average"):
-        kwargs |= {"use_running_average": not train, "axis_name": axis_name}
-    elif axis_name is not None:
-        raise ValueError(
-            f"axis_name={axis_name!r} synchronises batch statistics, but {norm} keeps none: leave it None."
-        )
-    return functools.partial(norm, **kwargs)
-
-
-def _accepts(factory: ModuleDef, argument: str) -> bool:
-    """Whether `factory`, or the layer class that `batch_norm` builds, is a batch norm taking `argument`."""
-    while isinstance(factory, functools.partial):
-        if argument in factory.keywords:
-            return False  # the caller has fixed it
-        factory = factory.func
-    return factory is batch_norm or argument in inspect.signature(factory).parameters
-
-
-# Shortcuts ----------------------------------------------------------------------------------------------
-
-
-class Downsample(nn.Module):
-    """Projection shortcut, option B (He et al. 2015, section 3.3): children `0` (1x1 convolution) and `1` (norm)."""
-
-    features: int
-    stride: int
-    conv: ModuleDef
-    norm: ModuleDef
-
-    @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = conv1x1(self.features, self.stride, conv=self.conv, name="0")(x)
-        return self.norm(name="1")(x)
-
-
-def pad_shortcut(x: Array, features: int, stride: int) -> Array:
-    """Parameter-free shortcut, option A: every `stride`-th pixel, zero channels on both sides of the real ones."""
-    extra = features - x.shape[-1]
-    x = x[..., ::stride, ::stride, :]
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(extra // 2, extra - extra // 2)])
+        if self.deterministic or self.rate == 0:
+            return x
+        *batch, height, width, _ = x.shape
+        kh, kw = min(self.block_size, height), min(self.block_size, width)
+        # A square may be cut by the border, but is counted as often as it fits: the paper's equation 1.
+        gamma = self.gamma_scale * self.rate * height * width / (kh * kw) / ((height - kh + 1) * (width - kw + 1))
+        seeds = jax.random.bernoulli(self.make_rng("dropout"), min(gamma, 1.0), (*batch, height, width, 1))
+        padding = [(k // 2, (k - 1) // 2) for k in (kh, kw)]
+        keep = 1 - nn.max_pool(seeds.astype(jnp.float32), (kh, kw), strides=(1, 1), padding=padding)
+        return x * (keep * (keep.size / (jnp.sum(keep) + 1e-7))).astype(x.dtype)

@@ -156,7 +156,7 @@ def _check(config: ml_collections.ConfigDict, data: datasets.Dataset) -> None:
 def _parallelize(config: ml_collections.ConfigDict) -> Parallel:
     numbers: dict[str, Any] = {"mean": tuple(config.data.mean), "std": tuple(config.data.std), "axis_name": AXIS}
     return parallelize(
-        functools.partial(train_step, label_smoothing=config.optimizer.label_smoothing, **numbers),
+        functools.partial(train_step, label_smoothing=config.optimizer.label_smoothing, seed=config.seed, **numbers),
         functools.partial(eval_step, **numbers),
         mode=config.parallel,
     )
@@ -167,7 +167,7 @@ def _create_model(config: ml_collections.ConfigDict) -> ResNet:
         config.model.name,
         num_classes=config.model.num_classes,
         axis_name=AXIS if config.sync_batch_norm else None,
-        **config.model.kwargs,
+        **{field: value for field, value in config.model.kwargs.items() if value is not None},
     )
 
 

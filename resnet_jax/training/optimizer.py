@@ -1,6 +1,6 @@
 """Plain numbers to an Optax schedule and to SGD as PyTorch does it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -79,3 +79,30 @@ def create_optimizer(
 def is_kernel(params: Any) -> Any:
     """Weight-decay mask: True at the kernels of convolutions and of `fc`, False at norms and biases."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def label_params(params: Any, labels: Mapping[str, str], default: str = "default") -> Any:
+    """A tree of labels for `optax.multi_transform`, by prefix of PyTorch's dotted name; the longest one wins.
+
+    >>> label_params({"conv1": {"kernel": 0}, "fc": {"kernel": 0, "bias": 0}}, {"fc": "head"}, default="frozen")
+    {'conv1': {'kernel': 'frozen'}, 'fc': {'kernel': 'head', 'bias': 'head'}}
+
+    Args:
+      params: the parameters of a network, or of one that it is the backbone of (`backbone.layer1`).
+      labels: prefix -> label; a prefix ends where a name does: "layer1" is not a prefix of "layer10".
+      default: label of everything else.
+
+    Raises:
+      ValueError: a prefix that no parameter has.
+    """
+    paths = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(params)]
+    unused = [prefix for prefix in labels if not any(_inside(path, prefix) for path in paths)]
+    if unused:
+        raise ValueError(f"no parameter is inside {unused}: prefixes are like 'layer1.0', 'bn1' or 'fc'.")
+    by_length = sorted(labels, key=len, reverse=True)
+    chosen = [next((labels[prefix] for prefix in by_length if _inside(path, prefix)), default) for path in paths]
+    return jax.tree.unflatten(jax.tree.structure(params), chosen)
+
+
+def _inside(path: str, prefix: str) -> bool:
+    return f"{path}.".startswith(f"{prefix}.")

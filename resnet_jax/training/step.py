@@ -55,6 +55,7 @@ def train_step(
     mean: Sequence[float],
     std: Sequence[float],
     label_smoothing: float = 0.0,
+    seed: int = 0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One step of gradient descent on the mean loss of the batch.
@@ -66,6 +67,8 @@ def train_step(
       mean: of each channel, in units of full scale.
       std: likewise.
       label_smoothing: probability taken from the true class.
+      seed: of dropout, stochastic depth and DropBlock. Their draws depend on it, the step and the device alone, so a
+        resumed run makes those that it would have made.
       axis_name: mapped axis over which the batch is split, or None for a step that sees it whole.
 
     Returns:
@@ -76,11 +79,13 @@ def train_step(
     # The global count is taken before the gradient and not inside it: each device then differentiates its share
     # of one global mean, and the sum over devices is the gradient, whatever the number of devices.
     count = jnp.maximum(_psum(jnp.sum(batch["mask"]), axis_name), 1)
+    rng = jax.random.fold_in(jax.random.key(seed), state.step)
+    if axis_name is not None:
+        rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
 
     def loss_fn(params: Any) -> tuple[Array, tuple[Any, dict[str, Array]]]:
-        logits, updates = state.apply_fn(
-            state.variables | {"params": params}, images, train=True, mutable=["batch_stats"]
-        )
+        variables = state.variables | {"params": params}
+        logits, updates = state.apply_fn(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": rng})
         losses = cross_entropy(logits, batch["label"], label_smoothing)
         return jnp.sum(losses * batch["mask"]) / count, (
             updates.get("batch_stats", state.batch_stats),

@@ -27,10 +27,16 @@ LEAVES = {
     ("batch_stats", "var"): "running_var",
 }
 # Number of axes of a kernel -> axes that take PyTorch's layout to Flax's, and back.
-TO_FLAX = {4: (2, 3, 1, 0), 2: (1, 0)}  # OIHW -> HWIO, OI -> IO
-TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0)}
+TO_FLAX = {4: (2, 3, 1, 0), 3: (2, 1, 0), 2: (1, 0)}  # OIHW -> HWIO, OIW -> WIO, OI -> IO
+TO_TORCH = {4: (3, 2, 0, 1), 3: (2, 1, 0), 2: (1, 0)}
 # Counts batches for a momentum that PyTorch's default does not use; Flax has no such thing.
 COUNTER = "num_batches_tracked"
+# Tensors without information: that counter, and blur-pool's constant filter, which old files of timm's hold.
+IGNORED = (COUNTER, "filt")
+# Modules that PyTorch defines after the convolutions and norms beside them, in this order.
+LATER = ("maxpool", "layer", "se", "downsample", "fc")
+# The first convolution, of a plain and of a deep stem.
+FIRST_CONVS = ("conv1", "conv1.0")
 # Names that other repositories give to the same modules.
 FOREIGN = ((r"^linear\.", "fc."), (r"\.shortcut\.", ".downsample."))
 
@@ -46,7 +52,7 @@ def from_torch(model: ResNet, state_dict: Mapping[str, Any], *, dtype: Any = Non
       model: the network that is to take them, e.g. `resnet50()`.
       state_dict: `{name: tensor}`, NumPy arrays or PyTorch tensors of any dtype, layout and device. Understood besides
         torchvision's names: `module.` in front of all of them, `linear` for `fc`, `shortcut` for `downsample`.
-        `num_batches_tracked` may be there or not.
+        `num_batches_tracked` may be there or not; blur-pool filters (`*.filt`) are constants and are passed over.
       dtype: dtype of the result; by default each tensor keeps its own.
 
     Returns:
@@ -82,8 +88,8 @@ def to_torch(model: ResNet, variables: Mapping[str, Any]) -> dict[str, np.ndarra
       ConversionError: the variables are not those of `model`; every difference is named.
     """
     found = {path: as_numpy(leaf) for path, leaf in flatten_dict(dict(variables)).items()}
-    channels = np.shape(found.get(("params", "conv1", "kernel"), np.empty((0, 0, 3, 0))))[-2]
-    wanted = _paths(model, channels)
+    kernels = [found.get(("params", *name.split("."), "kernel")) for name in FIRST_CONVS]
+    wanted = _paths(model, next((kernel.shape[-2] for kernel in kernels if kernel is not None and kernel.ndim == 4), 3))
     _check(
         model,
         {".".join(path): leaf.shape for path, leaf in found.items()},
@@ -122,12 +128,12 @@ def _torch_name(path: tuple[str, ...]) -> str:
 
 
 def _input_channels(tensors: Mapping[str, np.ndarray]) -> int:
-    weight = tensors.get("conv1.weight")
-    return weight.shape[1] if weight is not None and weight.ndim == 4 else 3
+    weights = [tensors.get(f"{name}.weight") for name in FIRST_CONVS]
+    return next((weight.shape[1] for weight in weights if weight is not None and weight.ndim == 4), 3)
 
 
 def native_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors under torchvision's names, without the counters."""
+    """The tensors under torchvision's names, without those that hold no information."""
     names = list(state_dict)
     strip = len("module.") if names and all(name.startswith("module.") for name in names) else 0
     renamed: dict[str, Any] = {}
@@ -138,18 +144,18 @@ def native_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         if native in renamed:
             raise ConversionError(f"the state_dict names {native!r} twice, once as {name!r}: keep one of the two.")
         renamed[native] = tensor
-    return {name: tensor for name, tensor in renamed.items() if name.split(".")[-1] != COUNTER}
+    return {name: tensor for name, tensor in renamed.items() if name.split(".")[-1] not in IGNORED}
 
 
 def _definition_order(path: tuple[str, ...]) -> list[tuple[int, int, str]]:
-    """Sorts leaves as PyTorch defines modules: conv1, bn1, layer1, ..., fc; a block's `downsample` last."""
+    """Sorts leaves as PyTorch defines modules: conv1, bn1, ..., se, downsample; then the later layers, fc."""
     collection, *modules, leaf = path
     order = []
     for module in modules:
         kind = module.rstrip("0123456789")
         number = module.removeprefix(kind)
         # conv1 bn1 conv2 bn2 ... : by number first, the convolution before its norm
-        last = {"layer": 1, "downsample": 2, "fc": 3}.get(kind, 0)
+        last = LATER.index(kind) + 1 if kind in LATER else 0
         order.append((last, int(number or 0), {"conv": "0", "bn": "1"}.get(kind, kind)))
     return [*order, (0, list(LEAVES).index((collection, leaf)), "")]
 
@@ -173,10 +179,15 @@ def _check(
         *_listed("left over, unknown to the model", left_over, lambda name: f"{name} {found[name]}"),
         *_listed("of another shape", other, lambda name: f"{name}: {found[name]} given, the model has {wanted[name]}"),
     ]
-    described = f"{model.block.__name__} x {tuple(model.stage_sizes)}, {model.num_classes} classes"
+    blocks = dict.fromkeys(_block_name(block) for block in np.ravel(np.array(model.block, object)))
+    described = f"{'/'.join(blocks)} x {tuple(model.stage_sizes)}, {model.num_classes} classes"
     raise ConversionError(
         f"{source} does not fit the model ({described}):\n" + "\n".join(lines) + f"\n{_way_out(found, missing, other)}"
     )
+
+
+def _block_name(block: Any) -> str:
+    return str(getattr(block, "func", block).__name__)
 
 
 def _listed(title: str, names: Iterable[str], line: Any, most: int = 8) -> list[str]:

@@ -1,9 +1,8 @@
 """The proof that a converted network is the same function: stage by stage against PyTorch, with a report.
 
-PyTorch and torchvision are imported when a function here is called, and only then.
+PyTorch's side of it is in `reference.py`.
 """
 
-import copy
 import dataclasses
 import functools
 import json
@@ -13,14 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from resnet_jax.models.resnet import ResNet, is_stage
-from resnet_jax.models.variants import create_model, list_models
-from resnet_jax.weights.convert import from_torch, native_names
-from resnet_jax.weights.formats import as_numpy
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.variants import create_model
+from resnet_jax.weights.convert import from_torch
+from resnet_jax.weights.reference import Stages, load_into_torch, randomise_norms, torch_reference, torch_stage_outputs
 
 # Largest difference over the largest reference value that is still "the same function", for each dtype.
 BARS = {"float64": 1e-10, "float32": 1e-5}
-Stages = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +106,7 @@ def verify(
 
     Raises:
       ValueError: an unknown name or dtype, or (as `ConversionError`) weights of another network.
-      ImportError: PyTorch or torchvision is not installed.
+      ImportError: PyTorch, or torchvision or timm, whose network it is, is not installed.
     """
     unknown = [dtype for dtype in dtypes if dtype not in BARS]
     if unknown:
@@ -119,7 +117,7 @@ def verify(
     randomise_norms(reference, seed)
     source = reference.state_dict() if state_dict is None else state_dict
     from_torch(build(), source)  # strict, and with our message, before PyTorch's
-    _load_into_torch(reference, source)
+    load_into_torch(reference, source)
     rows: list[Row] = []
     for dtype in dtypes:
         with jax.enable_x64(dtype == "float64"), jax.default_device(jax.devices("cpu")[0]):
@@ -145,18 +143,15 @@ def stage_outputs(model: ResNet, variables: Any, images: Any) -> Stages:
     Returns:
       NumPy arrays `[batch, h, w, c]`, the last two `[batch, features]`, in the order of the network.
     """
-    logits, aux = _apply_with_stages(model, variables, images)
-    found = {
-        name: value[0] if isinstance(value, tuple) else value["__call__"][0]
-        for name, value in aux["intermediates"].items()
-    }
     stages = [f"layer{i + 1}" for i in range(len(model.stage_sizes))]
-    return {name: np.asarray(found[name]) for name in ("stem", *stages, "pre_logits")} | {"logits": np.asarray(logits)}
+    logits = ["logits"] if model.num_classes else []
+    found = _apply(model, variables, images, ("stem", *stages, "pre_logits", *logits))
+    return {name: np.asarray(found[name]) for name in ("stem", *stages, "pre_logits", *logits)}
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _apply_with_stages(model: ResNet, variables: Any, images: Any) -> Any:
-    return model.apply(variables, images, train=False, capture_intermediates=is_stage, mutable=["intermediates"])
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _apply(model: ResNet, variables: Any, images: Any, features: tuple[str, ...]) -> Any:
+    return model.apply(variables, images, train=False, features=features)
 
 
 def compare(ours: Stages, theirs: Stages, *, dtype: str, size: str) -> list[Row]:
@@ -174,117 +169,3 @@ def compare(ours: Stages, theirs: Stages, *, dtype: str, size: str) -> list[Row]
         difference = np.abs(ours[stage].astype(np.float64) - reference.astype(np.float64)).max()
         rows.append(Row(dtype, size, stage, float(difference), float(np.abs(reference).max())))
     return rows
-
-
-# PyTorch ------------------------------------------------------------------------------------------------
-
-
-def torch_reference(name: str, *, num_classes: int | None = None, seed: int = 0) -> Any:
-    """An independent PyTorch module for `name`, in evaluation mode, with seeded random weights.
-
-    torchvision's own builder, or for the CIFAR networks its `BasicBlock` put together as He et al. 2015, section 4.2,
-    describes.
-
-    Raises:
-      ValueError: there is none for `name`.
-    """
-    import torch
-    import torchvision
-
-    torch.manual_seed(seed)
-    if name.startswith("cifar_resnet"):
-        return _torch_cifar_resnet(int(name.removeprefix("cifar_resnet")), num_classes or 10).eval()
-    if name not in list_models() or not hasattr(torchvision.models, name):
-        raise ValueError(f"PyTorch has no reference for {name!r}: give one of {list_models()}.")
-    return getattr(torchvision.models, name)(num_classes=num_classes or 1000).eval()
-
-
-def _torch_cifar_resnet(depth: int, num_classes: int) -> Any:
-    import torch
-    from torch import nn
-    from torchvision.models.resnet import BasicBlock
-
-    class OptionA(nn.Module):
-        def forward(self, x: Any) -> Any:
-            extra = x.shape[1] // 2
-            return nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, extra, extra))
-
-    def stage(in_features: int, features: int) -> nn.Sequential:
-        changes = in_features != features
-        first = BasicBlock(in_features, features, 2 if changes else 1, OptionA() if changes else None)
-        return nn.Sequential(first, *(BasicBlock(features, features) for _ in range((depth - 2) // 6 - 1)))
-
-    class CifarResNet(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-            self.bn1 = nn.BatchNorm2d(16)
-            self.relu = nn.ReLU()
-            self.layer1, self.layer2, self.layer3 = stage(16, 16), stage(16, 32), stage(32, 64)
-            self.avgpool = nn.AdaptiveAvgPool2d(1)
-            self.fc = nn.Linear(64, num_classes)
-
-        def forward(self, x: Any) -> Any:
-            x = self.relu(self.bn1(self.conv1(x)))
-            x = self.layer3(self.layer2(self.layer1(x)))
-            return self.fc(torch.flatten(self.avgpool(x), 1))
-
-    return CifarResNet()
-
-
-def randomise_norms(module: Any, seed: int = 0) -> None:
-    """Gives every norm tensor of a PyTorch module a random value, in place, so that no mix-up of two can hide.
-
-    The last scale of each block is small, U(0.1, 0.3), others are U(0.5, 1.5): with all of them near 1 the signals
-    of a 152-layer net grow to 1e11, where nothing that is added can be seen.
-    """
-    import torch
-
-    rng = np.random.default_rng(seed)
-    last = "bn3" if any(name.endswith("bn3") for name, _ in module.named_modules()) else "bn2"
-    with torch.no_grad():
-        for name, norm in module.named_modules():
-            if not isinstance(norm, torch.nn.BatchNorm2d):
-                continue
-            low, high = (0.1, 0.3) if name.endswith(last) else (0.5, 1.5)
-            values = {
-                "weight": rng.uniform(low, high, norm.num_features),
-                "bias": rng.normal(0, 0.1, norm.num_features),
-                "running_mean": rng.normal(0, 0.2, norm.num_features),
-                "running_var": rng.uniform(0.5, 1.5, norm.num_features),
-            }
-            for key, value in values.items():
-                getattr(norm, key).copy_(torch.from_numpy(value))
-
-
-def torch_stage_outputs(module: Any, images: np.ndarray) -> Stages:
-    """What `stage_outputs` gives, from a PyTorch module of torchvision's names, by forward hooks; NHWC in and out.
-
-    A copy of the module is run, in the dtype of `images`.
-    """
-    import torch
-
-    found: dict[str, Any] = {}
-    module = copy.deepcopy(module).to(torch.from_numpy(images).dtype)
-
-    def keep(name: str) -> Any:
-        return lambda _, inputs, output: found.update({name: output})
-
-    stages = [name for name, _ in module.named_children() if name.startswith("layer")]
-    module.layer1.register_forward_pre_hook(lambda _, inputs: found.update(stem=inputs[0]))
-    for name in stages:
-        getattr(module, name).register_forward_hook(keep(name))
-    module.fc.register_forward_pre_hook(lambda _, inputs: found.update(pre_logits=inputs[0]))
-    with torch.no_grad():
-        found["logits"] = module(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))))
-    arrays = {name: value.numpy() for name, value in found.items()}
-    return {name: np.moveaxis(array, 1, -1) if array.ndim == 4 else array for name, array in arrays.items()}
-
-
-def _load_into_torch(module: Any, state_dict: Mapping[str, Any]) -> None:
-    """PyTorch's own strict reading, apart from ours: nothing that `from_torch` does wrong can reach the reference."""
-    import torch
-
-    own = module.double().state_dict()
-    given = {name: torch.from_numpy(np.array(as_numpy(x), np.float64)) for name, x in native_names(state_dict).items()}
-    module.load_state_dict(own | given, strict=True)

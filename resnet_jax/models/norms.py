@@ -1,0 +1,132 @@
+"""Normalisation as PyTorch sets it, and the one place where its mode is decided for a whole net."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.models.layers import ModuleDef
+
+Array = jax.Array
+
+
+def batch_norm(*, param_dtype: Any = jnp.float32, cls: ModuleDef = nn.BatchNorm, **kwargs: Any) -> Any:
+    """`nn.BatchNorm` as PyTorch sets it: decay 0.9 (PyTorch's momentum 0.1), epsilon 1e-5, two-pass variance.
+
+    Flax's one-pass variance E[x^2] - E[x]^2 cancels, and can even turn negative. Statistics stay float32 when
+    the net computes in bfloat16, and are float64 in a float64 net.
+    """
+    single = jnp.finfo(param_dtype).bits <= 32
+    defaults = {"momentum": 0.9, "epsilon": 1e-5, "use_fast_variance": False, "force_float32_reductions": single}
+    return cls(param_dtype=param_dtype, **(defaults | kwargs))
+
+
+class UnbiasedBatchNorm(nn.BatchNorm):
+    """Batch norm whose running variance is PyTorch's: normalise with the biased variance, store the unbiased one.
+
+    PyTorch multiplies the stored variance by n / (n - 1), n being the number of values a channel is averaged
+    over (batch * height * width, over all devices of `axis_name` when synchronised). It matters where n is
+    small, and it is what makes a training run, and not only inference, comparable step by step.
+
+    Raises:
+      ValueError: n is 1 in training mode: there is no variance to learn (PyTorch refuses it as well).
+    """
+
+    def __call__(self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None) -> Array:
+        frozen = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        mode = None if self.use_running_average is not None else frozen  # merged again there, so given once
+        if frozen or self.is_initializing():
+            return super().__call__(x, mode, mask=mask)
+        if mask is not None:
+            raise ValueError("UnbiasedBatchNorm counts every position: it does not take a mask.")
+        n = x.size // x.shape[self.axis]
+        if self.axis_name is not None:
+            n *= jax.lax.psum(1, self.axis_name, axis_index_groups=self.axis_index_groups)
+        if n == 1:
+            raise ValueError(
+                f"batch norm in training mode needs more than 1 value per channel, got an input of shape {x.shape}: "
+                "use a larger batch or image, or call the model with train=False."
+            )
+        old: Array = self.get_variable("batch_stats", "var")
+        y = super().__call__(x, mode)
+        decayed = self.momentum * old
+        new: Array = self.get_variable("batch_stats", "var")
+        self.put_variable("batch_stats", "var", decayed + (new - decayed) * (n / (n - 1)))
+        return y
+
+
+def group_norm(*, num_groups: int = 32, **kwargs: Any) -> nn.GroupNorm:
+    """`nn.GroupNorm` as PyTorch sets it: epsilon 1e-5 (Flax: 1e-6), two-pass variance (Wu & He 2018)."""
+    return nn.GroupNorm(num_groups=num_groups, **({"epsilon": 1e-5, "use_fast_variance": False} | kwargs))
+
+
+NORMS: dict[str, ModuleDef] = {
+    "batch": batch_norm,
+    "batch_unbiased": functools.partial(batch_norm, cls=UnbiasedBatchNorm),
+    "group": group_norm,
+}
+
+
+def bind_norm(norm: str | ModuleDef, *, train: bool, axis_name: str | None, **kwargs: Any) -> ModuleDef:
+    """The norm layer of a whole net, its mode decided once: blocks then only name it.
+
+    Args:
+      norm: a name in `NORMS`, or any callable that builds a Linen norm layer (`nn.LayerNorm`,
+        `partial(nn.GroupNorm, num_groups=8)`, ...).
+      train: training mode; reaches only layers that have a `use_running_average`.
+      axis_name: mapped axis over which batch statistics are averaged; refused by layers without statistics.
+      **kwargs: further arguments for the layer, such as `dtype` and `param_dtype`.
+
+    Raises:
+      ValueError: an unknown name, or an `axis_name` for a norm layer that has no batch statistics.
+    """
+    if isinstance(norm, str):
+        if norm not in NORMS:
+            raise ValueError(
+                f"unknown norm {norm!r}: give one of {sorted(NORMS)} or a callable that builds a Linen layer."
+            )
+        norm = NORMS[norm]
+    if _accepts(norm, "use_running_average"):
+        kwargs |= {"use_running_average": not train, "axis_name": axis_name}
+    elif axis_name is not None:
+        raise ValueError(
+            f"axis_name={axis_name!r} synchronises batch statistics, but {norm} keeps none: leave it None."
+        )
+    return functools.partial(norm, **kwargs)
+
+
+def freeze(norm: ModuleDef) -> ModuleDef:
+    """A factory of `norm` layers whose scale and bias get no gradient; bind it with `train=False` for the statistics.
+
+    The parameters stay where they are in the tree. Weight decay is not a gradient: leave frozen parameters out of it
+    in the optimizer (`training.optimizer.label_params` tells them apart).
+    """
+
+    def build(**kwargs: Any) -> Callable[[Array], Array]:
+        layer = norm(**kwargs)
+
+        def apply(x: Array) -> Array:
+            stopped = nn.map_variables(
+                lambda layer, x: layer(x),
+                "params",
+                functools.partial(jax.tree.map, jax.lax.stop_gradient),
+                init=layer.is_initializing(),
+            )
+            return cast(Array, stopped(layer, x))
+
+        return apply
+
+    return build
+
+
+def _accepts(factory: ModuleDef, argument: str) -> bool:
+    """Whether `factory`, or the layer class that `batch_norm` builds, is a batch norm taking `argument`."""
+    while isinstance(factory, functools.partial):
+        if argument in factory.keywords:
+            return False  # the caller has fixed it
+        factory = factory.func
+    return factory is batch_norm or argument in inspect.signature(factory).parameters
