@@ -7,11 +7,12 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 WORKDIR ?= runs/demo
 
-.PHONY: help demo test fast lint types format clean
+.PHONY: help demo test parity fast lint types format clean
 
 help:
 	@echo "make demo    train on the embedded digits, restore, evaluate, export (about 3 minutes with the install)"
-	@echo "make test    all tests"
+	@echo "make test    all tests, and a fixed share of the proof"
+	@echo "make parity  the whole proof: every network against PyTorch (about 25 minutes)"
 	@echo "make fast    the tests that take seconds"
 	@echo "make lint | types | format | clean"
 
@@ -24,10 +25,13 @@ demo: $(VENV)/train.stamp
 	$(VENV)/bin/resnet-jax convert $(WORKDIR) --out=$(WORKDIR)/digits_resnet20.safetensors
 
 test: $(VENV)/dev.stamp
-	$(RUN) -m pytest -n 2 --dist worksteal
+	$(RUN) -m pytest -n 2 --dist worksteal -m "share or not parity"
+
+parity: $(VENV)/dev.stamp
+	$(RUN) -m pytest -n 2 --dist worksteal -m parity
 
 fast: $(VENV)/fast.stamp
-	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow"
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not parity"
 
 lint: $(VENV)/fast.stamp
 	$(RUN) -m ruff check .

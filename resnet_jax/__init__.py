@@ -37,6 +37,7 @@ from resnet_jax.models.variants import (
     wide_resnet101_2,
 )
 from resnet_jax.version import __version__
+from resnet_jax.weights.adapt import adapt, graft
 from resnet_jax.weights.convert import from_torch, to_torch
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "UnbiasedBatchNorm",
     "__version__",
     "cifar_resnet110",
+    "adapt",
     "cifar_resnet20",
     "cifar_resnet32",
     "cifar_resnet44",
@@ -56,6 +58,7 @@ __all__ = [
     "ecaresnet50d",
     "feature_info",
     "from_torch",
+    "graft",
     "list_models",
     "plain18",
     "plain34",

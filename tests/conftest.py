@@ -25,3 +25,15 @@ def x64() -> Iterator[None]:
     """float64 for the length of a test."""
     with jax.enable_x64(True):
         yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of `pytest -m parity`: a line for each comparison with PyTorch that was made."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    rows = [value for report in reports for key, value in report.user_properties if key == "parity"]
+    if rows:
+        terminalreporter.section("parity with PyTorch, float64")
+        header = f"{'network':<33}{'parameters':>12}  {'size':<9}{'worst stage':<12}{'max |diff|':>11}"
+        terminalreporter.write_line(header)
+        for row in sorted(rows):
+            terminalreporter.write_line(row)

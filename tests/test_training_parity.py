@@ -13,7 +13,7 @@ import pytest
 
 import resnet_jax
 from resnet_jax.training.optimizer import create_optimizer
-from resnet_jax.training.step import create_train_state, normalize, train_step
+from resnet_jax.training.step import create_train_state, cross_entropy, normalize, train_step
 from test_step import NUMBERS, make_batch
 
 torch = pytest.importorskip("torch")
@@ -26,12 +26,21 @@ NAMES = [
 ]
 
 
-def start(name):
+# One network of each of the groups G0 (plain) to G12 (both blocks in one): small ones where the group has them.
+GROUPS = [
+    "resnet26", "wide_resnet50_2", "resnext50_32x4d", "resnet50c", "resnet18d", "resnet10t", "resnet50_gn", "seresnet18",
+    "ecaresnet26t", "resnetaa34d", "resnetblur18", "resnetrs50", "test_resnet",
+]  # fmt: skip
+SHARE = ["resnet10t", "seresnet18", "ecaresnet26t", "resnetblur18", "test_resnet"]
+
+
+def start(name, library=None):
     """The same random net twice, in float64, and a batch."""
-    reference = verify.torch_reference(name).double().train()
+    reference = verify.torch_reference(name, library=library).double().train()
     verify.randomise_norms(reference, seed=0)
     # The batch-statistics run of the norms is what is compared; PyTorch's running values start from the random ones.
-    model = resnet_jax.create_model(name, norm="batch_unbiased", param_dtype="float64")
+    norm = "group" if name.endswith("_gn") else "batch_unbiased"
+    model = resnet_jax.create_model(name, norm=norm, param_dtype="float64")
     variables = resnet_jax.from_torch(model, reference.state_dict())
     batch = make_batch(8, pixels=64, classes=10)
     images = np.array(normalize(batch["image"], NUMBERS["mean"], NUMBERS["std"], np.float64))
@@ -81,6 +90,39 @@ def test_gradients_and_five_steps_equal_pytorch(name, x64):
     after = resnet_jax.to_torch(model, state.variables)
     assert worst(after, reference.state_dict()) < 1e-8
     assert worst(after, before) > 1e-3  # something was learnt
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.parity, *([pytest.mark.share] if name in SHARE else [])])
+        for name in GROUPS
+    ],
+)
+def test_gradients_of_a_network_of_each_group_equal_pytorchs(name, x64):
+    """In training mode, dropping nothing: every gradient, and the running statistics after the forward pass."""
+    reference, model, variables, batch, images = start(name, "timm")
+
+    @jax.jit
+    def gradients(variables):
+        def loss(params):
+            logits, updates = model.apply(
+                variables | {"params": params}, images.numpy().transpose(0, 2, 3, 1), train=True, mutable="batch_stats"
+            )
+            return cross_entropy(logits, batch["label"]).mean(), updates
+
+        return jax.grad(loss, has_aux=True)(variables["params"])
+
+    grads, updates = gradients(variables)
+    torch_loss(reference, images, batch).backward()
+    ours = resnet_jax.to_torch(model, {"params": grads, **updates})
+    theirs = {key: parameter.grad for key, parameter in reference.named_parameters()}
+    running = {key: value for key, value in reference.named_buffers() if key in ours}
+    assert worst({key: ours[key] for key in theirs}, theirs) < 1e-8
+    assert bool(running) == (name != "resnet50_gn")
+    assert not running or worst({key: ours[key] for key in running}, running) < 1e-8
+    # Every tensor learns: a gradient that is zero on both sides proves nothing. (Biases before a norm are no such.)
+    assert all(gradient.abs().max() > 1e-9 for gradient in theirs.values())
 
 
 def test_biased_running_variance_would_be_seen(x64):

@@ -161,6 +161,6 @@ class DropBlock(nn.Module):
         # A square may be cut by the border, but is counted as often as it fits: the paper's equation 1.
         gamma = self.gamma_scale * self.rate * height * width / (kh * kw) / ((height - kh + 1) * (width - kw + 1))
         seeds = jax.random.bernoulli(self.make_rng("dropout"), min(gamma, 1.0), (*batch, height, width, 1))
-        padding = [(k // 2, (k - 1) // 2) for k in (kh, kw)]
+        padding = [((k - 1) // 2, k // 2) for k in (kh, kw)]
         keep = 1 - nn.max_pool(seeds.astype(jnp.float32), (kh, kw), strides=(1, 1), padding=padding)
         return x * (keep * (keep.size / (jnp.sum(keep) + 1e-7))).astype(x.dtype)

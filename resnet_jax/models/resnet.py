@@ -306,7 +306,8 @@ def feature_info(model: ResNet) -> tuple[FeatureInfo, ...]:
     """
     names = ("act1", *(f"layer{i + 1}" for i in range(len(model.stage_sizes))))
     images = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
-    apply = functools.partial(model.clone(train=False).init_with_output, features=names)
+    model = model.clone(train=False, dtype=None, param_dtype=jnp.float32)  # float64 would need JAX's permission
+    apply = functools.partial(model.init_with_output, features=names)
     found, _ = jax.eval_shape(apply, jax.random.key(0), images)
     return tuple(FeatureInfo(name, found[name].shape[-1], 256 // found[name].shape[-3]) for name in names)
 

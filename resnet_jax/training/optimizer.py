@@ -85,7 +85,7 @@ def label_params(params: Any, labels: Mapping[str, str], default: str = "default
     """A tree of labels for `optax.multi_transform`, by prefix of PyTorch's dotted name; the longest one wins.
 
     >>> label_params({"conv1": {"kernel": 0}, "fc": {"kernel": 0, "bias": 0}}, {"fc": "head"}, default="frozen")
-    {'conv1': {'kernel': 'frozen'}, 'fc': {'kernel': 'head', 'bias': 'head'}}
+    {'conv1': {'kernel': 'frozen'}, 'fc': {'bias': 'head', 'kernel': 'head'}}
 
     Args:
       params: the parameters of a network, or of one that it is the backbone of (`backbone.layer1`).

@@ -109,8 +109,8 @@ def to_torch(model: ResNet, variables: Mapping[str, Any]) -> dict[str, np.ndarra
 def _paths(model: ResNet, in_channels: int) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Path of each leaf of the model's variables -> its shape; nothing is computed."""
     images = jax.ShapeDtypeStruct((1, 64, 64, in_channels), jnp.float32)
-    mode: dict[str, Any] = {"train": False} if model.train is None else {}
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, **mode), images)
+    model = model.clone(train=False, dtype=None, param_dtype=jnp.float32)  # float64 would need JAX's permission
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
     return {path: tuple(leaf.shape) for path, leaf in flatten_dict(variables).items()}
 
 

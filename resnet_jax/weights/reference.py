@@ -16,11 +16,18 @@ from resnet_jax.weights.formats import as_numpy
 Stages = dict[str, np.ndarray]
 
 
-def torch_reference(name: str, *, num_classes: int | None = None, seed: int = 0) -> Any:
+def torch_reference(
+    name: str, *, num_classes: int | None = None, library: str | None = None, seed: int = 0, **kwargs: Any
+) -> Any:
     """An independent PyTorch module for `name`, in evaluation mode, with seeded random weights.
 
-    torchvision's own builder or else timm's; for the networks that only the paper has, torchvision's `BasicBlock` put
-    together as He et al. 2015 describes.
+    Args:
+      name: one of `list_models()`.
+      num_classes: width of the head, where it is not the network's own.
+      library: "torchvision" or "timm". By default torchvision where it has the network, else timm; for the networks
+        that only the paper has, torchvision's `BasicBlock` put together as He et al. 2015 describes.
+      seed: of the weights.
+      **kwargs: further arguments of the library's builder.
 
     Raises:
       ValueError: there is none for `name`.
@@ -36,13 +43,16 @@ def torch_reference(name: str, *, num_classes: int | None = None, seed: int = 0)
     if family in ("cifar_resnet", "cifar_plain", "plain"):
         default = 1000 if family == "plain" else 10
         return _torch_network_of_the_paper(family, int(depth), num_classes or default).eval()
-    if hasattr(torchvision.models, name):
-        return getattr(torchvision.models, name)(num_classes=num_classes or 1000).eval()
+    if num_classes is not None:
+        kwargs["num_classes"] = num_classes
+    library = library or ("torchvision" if hasattr(torchvision.models, name) else "timm")
+    if library == "torchvision":
+        return torchvision.models.get_model(name, **kwargs).eval()
     import timm
 
     if not timm.is_model(name):
         raise ValueError(f"neither torchvision nor timm {timm.__version__} has {name!r}.")
-    return timm.create_model(name, num_classes=num_classes or 1000).eval()
+    return timm.create_model(name, **kwargs).eval()
 
 
 def _torch_network_of_the_paper(family: str, depth: int, num_classes: int) -> Any:
@@ -124,24 +134,31 @@ def randomise_norms(module: Any, seed: int = 0) -> None:
 def torch_stage_outputs(module: Any, images: np.ndarray) -> Stages:
     """What `stage_outputs` gives, from a PyTorch module of torchvision's names, by forward hooks; NHWC in and out.
 
-    A copy of the module is run, in the dtype of `images`.
+    The module is run in the dtype of `images`: it itself if it has that dtype, else a copy.
     """
     import torch
 
     found: dict[str, Any] = {}
-    module = copy.deepcopy(module).to(torch.from_numpy(images).dtype)
+    dtype = torch.from_numpy(images).dtype
+    if next(module.parameters()).dtype != dtype:
+        module = copy.deepcopy(module).to(dtype)
 
     def keep(name: str) -> Any:
+        # `clone`: activations in place change what a hook has seen.
         return lambda _, inputs, output: found.update({name: output.clone()})
 
     stages = [name for name, _ in module.named_children() if name.startswith("layer")]
-    # `clone`: activations in place change what a hook has seen.
-    module.layer1.register_forward_pre_hook(lambda _, inputs: found.update(stem=inputs[0].clone()))
-    for name in stages:
-        getattr(module, name).register_forward_hook(keep(name))
-    module.fc.register_forward_pre_hook(lambda _, inputs: found.update(pre_logits=inputs[0]))
+    hooks = [
+        module.layer1.register_forward_pre_hook(lambda _, inputs: found.update(stem=inputs[0].clone())),
+        *(getattr(module, name).register_forward_hook(keep(name)) for name in stages),
+        module.fc.register_forward_pre_hook(lambda _, inputs: found.update(pre_logits=inputs[0])),
+    ]
     with torch.no_grad():
-        found["logits"] = module(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))))
+        logits = module(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))))
+    for hook in hooks:
+        hook.remove()
+    if not isinstance(module.fc, torch.nn.Identity):
+        found["logits"] = logits
     arrays = {name: value.numpy() for name, value in found.items()}
     return {name: np.moveaxis(array, 1, -1) if array.ndim == 4 else array for name, array in arrays.items()}
 

@@ -19,6 +19,8 @@ from resnet_jax.weights.reference import Stages, load_into_torch, randomise_norm
 
 # Largest difference over the largest reference value that is still "the same function", for each dtype.
 BARS = {"float64": 1e-10, "float32": 1e-5}
+# Networks of more blocks are run op by op: XLA takes minutes to compile hundreds of layers for one use.
+MOST_JITTED = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +94,7 @@ def verify(
     batch_size: int = 2,
     seed: int = 0,
     num_classes: int | None = None,
+    library: str | None = None,
 ) -> Report:
     """Compares the network `name` with PyTorch's own, on the CPU, on seeded random images.
 
@@ -103,6 +106,7 @@ def verify(
       batch_size: images of each size.
       seed: of the images and of random weights.
       num_classes: width of the head, where it is not the network's own.
+      library: "torchvision" or "timm"; by default torchvision where it has the network.
 
     Raises:
       ValueError: an unknown name or dtype, or (as `ConversionError`) weights of another network.
@@ -113,7 +117,7 @@ def verify(
         raise ValueError(f"unknown dtypes {unknown}: give some of {list(BARS)}.")
     build = functools.partial(create_model, name, **({"num_classes": num_classes} if num_classes else {}))
     build()  # refuses an unknown name
-    reference = torch_reference(name, num_classes=num_classes, seed=seed)
+    reference = torch_reference(name, num_classes=num_classes, library=library, seed=seed)
     randomise_norms(reference, seed)
     source = reference.state_dict() if state_dict is None else state_dict
     from_torch(build(), source)  # strict, and with our message, before PyTorch's
@@ -144,14 +148,17 @@ def stage_outputs(model: ResNet, variables: Any, images: Any) -> Stages:
       NumPy arrays `[batch, h, w, c]`, the last two `[batch, features]`, in the order of the network.
     """
     stages = [f"layer{i + 1}" for i in range(len(model.stage_sizes))]
-    logits = ["logits"] if model.num_classes else []
-    found = _apply(model, variables, images, ("stem", *stages, "pre_logits", *logits))
-    return {name: np.asarray(found[name]) for name in ("stem", *stages, "pre_logits", *logits)}
+    names = ("stem", *stages, "pre_logits", *(["logits"] if model.num_classes else []))
+    apply = _apply if sum(model.stage_sizes) > MOST_JITTED else _jitted
+    found = apply(model, variables, images, names)
+    return {name: np.asarray(found[name]) for name in names}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
 def _apply(model: ResNet, variables: Any, images: Any, features: tuple[str, ...]) -> Any:
     return model.apply(variables, images, train=False, features=features)
+
+
+_jitted = jax.jit(_apply, static_argnums=(0, 3))
 
 
 def compare(ours: Stages, theirs: Stages, *, dtype: str, size: str) -> list[Row]:

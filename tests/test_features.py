@@ -1,0 +1,74 @@
+"""Feature maps: what can be asked for, what it is, and that nothing else is computed."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import resnet_jax
+
+IMAGES = np.random.default_rng(0).standard_normal((2, 33, 47, 3)).astype(np.float32)
+
+
+def tiny(stage_sizes=(1, 2, 1), **kwargs):
+    features = (8, 16, 24)[: len(stage_sizes)]
+    kwargs = {"num_classes": 5, "stage_features": features, "stem_features": 8, "train": False} | kwargs
+    return resnet_jax.ResNet(resnet_jax.BasicBlock, stage_sizes, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return jax.jit(tiny().init)(jax.random.key(0), IMAGES)
+
+
+def flops(model, variables, features):
+    apply = jax.jit(functools.partial(model.apply, features=features))
+    return apply.lower(variables, IMAGES).compile().cost_analysis()["flops"]
+
+
+def test_any_block_stage_vector_or_logits_without_surgery(variables):
+    names = ("layer2.1", "act1", "stem", "layer1", "layer2.0", "pre_logits", "logits")
+    found = tiny().apply(variables, IMAGES, features=names)
+    assert tuple(found) == names
+    assert found["act1"].shape == (2, 17, 24, 8)
+    assert found["stem"].shape == (2, 9, 12, 8)
+    assert found["layer2.0"].shape == found["layer2.1"].shape == (2, 5, 6, 16)
+    assert found["pre_logits"].shape == (2, 24)
+    np.testing.assert_array_equal(found["logits"], tiny().apply(variables, IMAGES))
+    last = tiny().apply(variables, IMAGES, features=["layer2"])["layer2"]
+    np.testing.assert_array_equal(found["layer2.1"], last)
+
+
+def test_asking_for_stage_2_does_not_compute_stage_3(variables):
+    """The compiled function costs what a network of two stages costs, not a flop more."""
+    two = tiny((1, 2), num_classes=0)
+    own = {kind: {name: tree[name] for name in ("conv1", "bn1", "layer1", "layer2") if name in tree}
+           for kind, tree in variables.items()}  # fmt: skip
+    asked = flops(tiny(), variables, ("layer2",))
+    assert asked == flops(two, own, ("layer2",))
+    assert asked < 0.95 * flops(tiny(), variables, ("layer3",))
+
+
+def test_channels_and_reductions_are_known_without_running():
+    found = resnet_jax.feature_info(resnet_jax.create_model("resnet50d"))
+    assert [tuple(entry) for entry in found] == [
+        ("act1", 64, 2), ("layer1", 256, 4), ("layer2", 512, 8), ("layer3", 1024, 16), ("layer4", 2048, 32),
+    ]  # fmt: skip
+    assert [entry.reduction for entry in resnet_jax.feature_info(resnet_jax.cifar_resnet20())] == [1, 1, 2, 4]
+
+
+def test_features_in_training_mode_update_the_statistics_that_were_passed(variables):
+    found, updates = tiny(train=True).apply(variables, IMAGES, features=["layer1"], mutable=["batch_stats"])
+    assert found["layer1"].shape == (2, 9, 12, 8)
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), updates["batch_stats"], variables["batch_stats"])
+    assert all(jax.tree.leaves([moved["bn1"], moved["layer1"]]))
+    assert not any(jax.tree.leaves([moved["layer2"], moved["layer3"]]))
+
+
+def test_an_unknown_feature_names_those_that_there_are(variables):
+    with pytest.raises(ValueError, match=r"no features \['layer9'\].*act1, stem, layer1.0, layer1.*logits"):
+        tiny().apply(variables, IMAGES, features=["layer1", "layer9"])
+    with pytest.raises(ValueError, match=r"no features \['logits'\]"):
+        tiny(num_classes=0).apply({**variables}, IMAGES, features=["logits"])

@@ -1,0 +1,68 @@
+"""Rematerialisation: the same numbers, less memory."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import resnet_jax
+
+IMAGES = np.random.default_rng(0).standard_normal((8, 32, 32, 3)).astype(np.float32)
+# XLA for the CPU undoes rematerialisation before this version.
+KEEPS_REMAT = tuple(map(int, re.findall(r"\d+", jax.__version__)[:2])) >= (0, 12)
+
+
+def net(**kwargs):
+    return resnet_jax.ResNet(
+        resnet_jax.Bottleneck, (3, 3), num_classes=5, stage_features=(16, 32), stem="cifar", train=True, **kwargs
+    )
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return jax.jit(net().init)(jax.random.key(0), IMAGES)
+
+
+@functools.cache
+def compiled(remat):
+    def step(params, batch_stats, images):
+        def loss(params):
+            logits, updates = net(remat=remat).apply(
+                {"params": params, "batch_stats": batch_stats}, images, mutable=["batch_stats"]
+            )
+            return jnp.mean(jax.nn.logsumexp(logits, axis=-1)), updates
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    shapes = jax.eval_shape(net().init, jax.random.key(0), IMAGES)
+    return jax.jit(step).lower(shapes["params"], shapes["batch_stats"], IMAGES).compile()
+
+
+@pytest.mark.parametrize("remat", ["block", "conv", jax.checkpoint_policies.dots_saveable])
+def test_no_number_changes_beyond_rounding(remat, variables):
+    arguments = (variables["params"], variables["batch_stats"], IMAGES)
+    for plain, rematted in zip(
+        jax.tree.leaves(compiled(None)(*arguments)), jax.tree.leaves(compiled(remat)(*arguments)), strict=True
+    ):
+        scale = max(float(jnp.abs(plain).max()), 1e-3)
+        np.testing.assert_allclose(rematted, plain, rtol=0, atol=2e-5 * scale)
+
+
+def test_the_tree_of_variables_stays_as_it_is(variables):
+    shapes = jax.eval_shape(net(remat="block").init, jax.random.key(0), IMAGES)
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, variables)
+
+
+@pytest.mark.skipif(not KEEPS_REMAT, reason="XLA for the CPU undoes rematerialisation before JAX 0.12")
+def test_the_training_step_needs_less_memory():
+    plain, conv, block = (compiled(remat).memory_analysis().temp_size_in_bytes for remat in (None, "conv", "block"))
+    assert conv < 0.85 * plain
+    assert block < 0.6 * plain
+
+
+def test_an_unknown_policy_names_those_that_there_are():
+    with pytest.raises(ValueError, match=r"unknown remat 'blok'.*block.*conv"):
+        jax.eval_shape(net(remat="blok").init, jax.random.key(0), IMAGES)
