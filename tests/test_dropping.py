@@ -1,13 +1,17 @@
 """Dropout, stochastic depth and DropBlock: by their statistics, against timm's, and as nothing at rate 0."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import resnet_jax
 from resnet_jax.models import layers
+from resnet_jax.training import step
 
 
 def net(**kwargs):
@@ -140,3 +144,16 @@ def test_stochastic_depth_has_timms_rates():
     ]
     plugs = resnet_jax.create_model("resnet26", drop_path_rate=0.3)._drop_paths(train=True)
     assert [plug.args[0] if plug else 0.0 for plug in plugs] == pytest.approx(expected)
+
+
+def test_the_training_step_draws_anew_each_step_and_repeats_after_a_resume(variables):
+    model = net(drop_rate=0.5, train=None)
+    state = step.create_train_state(model, variables, optax.sgd(0.0))
+    batch = {
+        "image": np.full((4, 8, 8, 3), 200, np.uint8), "label": np.arange(4), "mask": np.ones(4, np.float32)
+    }  # fmt: skip
+    run = jax.jit(functools.partial(step.train_step, mean=(0.5,) * 3, std=(0.5,) * 3, seed=3))
+    first, metrics = run(state, batch)
+    _, again = run(state, batch)
+    _, later = run(first.replace(params=state.params, batch_stats=state.batch_stats), batch)
+    assert metrics["loss"] == again["loss"] != later["loss"]

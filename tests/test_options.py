@@ -8,17 +8,17 @@ import pytest
 
 import resnet_jax
 from resnet_jax.weights import verify
+from test_parity import proof
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
-pytestmark = pytest.mark.slow
 
 STRIDED = ["resnet18", "resnet50", "resnet50d", "seresnet50", "resnetaa50"]
 SIX_KINDS = ["resnet34", "resnet50t", "seresnext26d_32x4d", "resnetaa34d", "resnetblur18", "test_resnet"]
 
 
 def worst(reference, model, size=(65, 97), channels=3):
-    """Largest difference over all stages, in float64; each stage's values must be of a size where it means something."""
+    """Largest difference over all stages, in float64; each stage's values must be of a size that means something."""
     verify.randomise_norms(reference)
     reference = reference.double()
     images = np.random.default_rng(0).standard_normal((2, *size, channels))
@@ -36,7 +36,7 @@ def build(name, **kwargs):
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])
-@pytest.mark.parametrize("name", STRIDED)
+@pytest.mark.parametrize("name", proof(STRIDED, share=["resnet18", "resnet50d", "resnetaa50"]))
 def test_output_stride_equals_timms(name, output_stride):
     reference = verify.torch_reference(name, library="timm", output_stride=output_stride)
     model = build(name, output_stride=output_stride)
@@ -44,24 +44,36 @@ def test_output_stride_equals_timms(name, output_stride):
     assert resnet_jax.feature_info(model)[-1].reduction == output_stride
 
 
+@pytest.mark.parametrize(
+    "name", proof(["resnetblur50", "senet154", "resnetrs50", "test_resnet"], share=["test_resnet"])
+)
+def test_output_stride_with_blur_wide_shortcuts_and_both_blocks(name):
+    reference = verify.torch_reference(name, library="timm", output_stride=8)
+    assert worst(reference, build(name, output_stride=8), size=(64, 96)) < 1e-10
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("output_stride", "dilated"), [(8, (False, True, True)), (16, (False, False, True))])
 def test_output_stride_equals_torchvisions(output_stride, dilated):
     reference = verify.torch_reference("resnet50", library="torchvision", replace_stride_with_dilation=dilated)
     assert worst(reference, build("resnet50", output_stride=output_stride)) < 1e-10
 
 
+@pytest.mark.slow
 def test_another_output_stride_would_be_seen():
     reference = verify.torch_reference("resnet18", library="timm", output_stride=16)
     with pytest.raises(ValueError, match="layer3 has shape"):
         worst(reference, build("resnet18", output_stride=8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["avg", "max", "avgmax", "catavgmax"])
 def test_global_pools_equal(pool):
     reference = verify.torch_reference("test_resnet", library="timm", global_pool=pool)
     assert worst(reference, build("test_resnet", global_pool=pool)) < 1e-10
 
 
+@pytest.mark.slow
 def test_without_a_global_pool_the_map_stays_and_the_head_is_a_1x1_convolution():
     reference = verify.torch_reference("test_resnet", library="timm", global_pool="", num_classes=0)
     assert worst(reference, build("test_resnet", global_pool="none", num_classes=0)) < 1e-10
@@ -77,6 +89,7 @@ def test_without_a_global_pool_the_map_stays_and_the_head_is_a_1x1_convolution()
     np.testing.assert_allclose(found["logits"][1, 2, 3], expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 4, 12])
 @pytest.mark.parametrize("name", ["resnet18", "resnet10t"])
 def test_input_channels_equal(name, channels):
@@ -84,6 +97,7 @@ def test_input_channels_equal(name, channels):
     assert worst(reference, build(name), channels=channels) < 1e-10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50d"])
 def test_headless_nets_give_the_pooled_vector(name):
     reference = verify.torch_reference(name, library="timm", num_classes=0)
@@ -95,7 +109,24 @@ def test_headless_nets_give_the_pooled_vector(name):
     assert not [key for key in returned if key.startswith("fc")]
 
 
-@pytest.mark.parametrize("name", SIX_KINDS)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("act", "theirs"),
+    [(jax.nn.silu, "silu"), (functools.partial(jax.nn.leaky_relu, negative_slope=0.01), "leaky_relu")],
+)
+def test_activations_equal(act, theirs):
+    reference = verify.torch_reference("test_resnet", library="timm", act_layer=theirs)
+    assert worst(reference, build("test_resnet", act=act)) < 1e-10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("anti_alias", ["avg", "blur"])
+def test_anti_aliasing_of_a_convolution_in_the_stems_pool_equals(anti_alias):
+    reference = verify.torch_reference("resnet26d", library="timm", replace_stem_pool=True, aa_layer=anti_alias)
+    assert worst(reference, build("resnet26d", stem_pool="conv", anti_alias=anti_alias), size=(64, 96)) < 1e-10
+
+
+@pytest.mark.parametrize("name", proof(SIX_KINDS, share=["seresnext26d_32x4d", "resnetblur18", "test_resnet"]))
 def test_feature_maps_equal_timms(name):
     reference = verify.torch_reference(name, library="timm")
     verify.randomise_norms(reference)

@@ -82,7 +82,9 @@ def prove(entry, size, record_property):
     rows = verify.compare(ours, theirs, dtype="float64", size=f"{size[0]}x{size[1]}")
     worst = max(rows, key=lambda row: row.difference)
     parameters = count(name)
-    record_property("parity", f"{entry:<33}{parameters:>12,}  {worst.size:<9}{worst.stage:<12}{worst.difference:>11.1e}")
+    record_property(
+        "parity", f"{entry:<33}{parameters:>12,}  {worst.size:<9}{worst.stage:<12}{worst.difference:>11.1e}"
+    )
     assert len(rows) == len([stage for stage in dir(reference) if stage.startswith("layer")]) + 3
     # Signals that explode would drown a forgotten bias; ones that vanish would hide a whole branch.
     assert all(1e-3 < row.reference < 1e3 for row in rows), rows

@@ -66,3 +66,11 @@ def test_the_training_step_needs_less_memory():
 def test_an_unknown_policy_names_those_that_there_are():
     with pytest.raises(ValueError, match=r"unknown remat 'blok'.*block.*conv"):
         jax.eval_shape(net(remat="blok").init, jax.random.key(0), IMAGES)
+
+
+def test_a_block_with_arguments_is_rematerialised_too():
+    model = resnet_jax.ResNet(
+        functools.partial(resnet_jax.Bottleneck, reduce_first=2), (1,), 2, shortcut="B3x3", remat="block", train=False
+    )
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    assert variables["params"]["layer1"]["0"]["conv1"]["kernel"].shape[-1] == 32

@@ -133,15 +133,73 @@ def test_group_norm_has_no_statistics():
     assert set(variables) == {"params"}
 
 
-def test_fields_that_contradict_are_refused():
-    with pytest.raises(ValueError, match="BasicBlock has neither groups"):
-        shapes(resnet_jax.resnet18(groups=2))
-    with pytest.raises(ValueError, match="one entry for each stage"):
-        shapes(resnet_jax.resnet18(stage_features=(64, 128)))
-    with pytest.raises(ValueError, match=r"unknown stem 'imagnet'.*imagenet"):
-        shapes(resnet_jax.resnet18(stem="imagnet"))
-    with pytest.raises(ValueError, match=r"unknown shortcut 'C'"):
-        shapes(resnet_jax.resnet18(shortcut="C"))
+@pytest.mark.parametrize(
+    ("name", "fields", "said"),
+    [
+        ("resnet18", {"groups": 2}, "BasicBlock has neither groups"),
+        (
+            "senet154", {"groups": 5, "width_per_group": 3},
+            "groups=5 cannot split a 3x3 convolution of 7 to 15 channels.*reduce_first=2",
+        ),
+        ("ecaresnet50d_pruned", {"groups": 4}, "groups=4 cannot split a 3x3 convolution of 47 to 18"),
+        ("resnet50", {"groups": 32, "width_per_group": 0}, "must be multiples of groups and not 0"),
+        ("resnet18", {"stage_features": (64, 128)}, "one entry for each stage"),
+        ("resnet18", {"block": [resnet_jax.BasicBlock]}, "one entry for each stage"),
+        ("resnet18", {"stage_sizes": (2, 0, 2, 2)}, "each of 1 block or more"),
+        ("resnet18", {"num_classes": -1}, "num_classes=-1 be 0"),
+        ("resnet18", {"stem": "imagnet"}, "unknown stem 'imagnet'.*imagenet"),
+        ("resnet18", {"stem_pool": "min"}, "unknown stem_pool 'min'.*conv.*max"),
+        ("resnet18", {"shortcut": "C"}, "unknown shortcut 'C'"),
+        ("resnet18", {"attn": "sse"}, "unknown attn 'sse'.*eca.*se"),
+        ("resnet18", {"anti_alias": "gauss"}, "unknown anti_alias 'gauss'.*avg.*blur"),
+        ("resnet18", {"global_pool": "min"}, "unknown global_pool 'min'.*catavgmax"),
+        ("resnet18", {"output_stride": 12}, "output_stride must be 8, 16 or 32, got 12"),
+        ("cifar_resnet20", {"output_stride": 8}, "=8 has no effect.* stride 1 and 3 stages do not go beyond 4"),
+        ("cifar_resnet20", {"stage_features": (16, 8, 8)}, "shortcut 'A' pads channels.*16 of them to 8: use 'B'"),
+        ("resnet18", {"drop_path_rate": 1.5}, r"drop_path_rate is a share.*in \[0, 1\), got 1.5"),
+        ("resnet18", {"drop_rate": -0.1}, "drop_rate is a share"),
+        ("plain18", {"zero_init_residual": True}, "without shortcuts.*leave nothing of a block"),
+        ("ecaresnet50d_pruned", {"width_per_group": 128}, "block_widths states every width: width_per_group=128"),
+        ("ecaresnet50d_pruned", {"stage_sizes": (3, 4, 6, 4)}, "block_widths is for stages of"),
+        ("resnet50_gn", {"axis_name": "batch"}, "axis_name='batch' synchronises batch statistics.*keeps none"),
+    ],
+)  # fmt: skip
+def test_fields_that_contradict_or_have_no_effect_are_refused(name, fields, said):
+    with pytest.raises(ValueError, match=said):
+        shapes(resnet_jax.create_model(name, **fields))
+
+
+def test_dropblock_without_its_stages_is_refused():
+    with pytest.raises(ValueError, match="drop_block_rate acts in layer3 and layer4"):
+        shapes(tiny(drop_block_rate=0.1))
+
+
+@pytest.mark.parametrize("size", [100, 200, 208, 240, 250, 65, 97, 193, 225, 224])
+def test_anti_aliasing_refuses_the_sizes_that_timm_refuses(size):
+    torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
+    with torch.device("meta"):
+        reference = timm.create_model("resnetaa50d")
+    try:
+        reference(torch.zeros(2, 3, size, size, device="meta"))
+    except RuntimeError:
+        with pytest.raises(ValueError, match="anti-aliasing rounds down.*divisible by 32"):
+            shapes(resnet_jax.create_model("resnetaa50d"), size)
+        assert size in (100, 200, 208, 240, 250)
+    else:
+        assert shapes(resnet_jax.create_model("resnetaa50d"), size)
+
+
+def test_old_names_of_timms_lead_to_the_networks_that_they_name():
+    with pytest.warns(DeprecationWarning, match="'ig_resnext101_32x16d' is a deprecated name of 'resnext101_32x16d'"):
+        model = resnet_jax.create_model("ig_resnext101_32x16d")
+    assert model == resnet_jax.create_model("resnext101_32x16d")
+    for old, new in resnet_jax.models.variants.ALIASES.items():
+        assert new in resnet_jax.list_models(), old
+
+
+def test_every_old_name_of_timms_is_known():
+    registry = pytest.importorskip("timm.models._registry")
+    assert set(resnet_jax.models.variants.ALIASES) == set(registry._module_to_deprecated_models["resnet"])
 
 
 def test_unknown_names_suggest_the_nearest():

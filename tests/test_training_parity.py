@@ -28,8 +28,8 @@ NAMES = [
 
 # One network of each of the groups G0 (plain) to G12 (both blocks in one): small ones where the group has them.
 GROUPS = [
-    "resnet26", "wide_resnet50_2", "resnext50_32x4d", "resnet50c", "resnet18d", "resnet10t", "resnet50_gn", "seresnet18",
-    "ecaresnet26t", "resnetaa34d", "resnetblur18", "resnetrs50", "test_resnet",
+    "resnet26", "wide_resnet50_2", "resnext50_32x4d", "resnet50c", "resnet18d", "resnet10t", "resnet50_gn",
+    "seresnet18", "ecaresnet26t", "resnetaa34d", "resnetblur18", "resnetrs50", "test_resnet",
 ]  # fmt: skip
 SHARE = ["resnet10t", "seresnet18", "ecaresnet26t", "resnetblur18", "test_resnet"]
 

@@ -127,7 +127,7 @@ class Bottleneck(Block):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        first, width, out = self.widths or self._widths()
+        first, width, out = self._widths()
         y = conv1x1(first, conv=self.conv, name="conv1")(x)
         y = self.act(self.norm(name="bn1")(y))
         y = self.strided(y, width, 2, self.groups)
@@ -136,15 +136,16 @@ class Bottleneck(Block):
         return self.merge(y, x)
 
     def _widths(self) -> tuple[int, int, int]:
-        width = self.features * self.width_per_group // 64 * self.groups
-        first = width // self.reduce_first
-        if not width or first % self.groups:
+        """Output channels of the three convolutions."""
+        full = self.features * self.width_per_group // 64 * self.groups
+        first, width, out = self.widths or (full // self.reduce_first, full, self.features * self.expansion)
+        if not first or first % self.groups or width % self.groups:
             raise ValueError(
                 f"groups={self.groups} cannot split a 3x3 convolution of {first} to {width} channels, which is what "
-                f"features={self.features}, width_per_group={self.width_per_group} and reduce_first="
-                f"{self.reduce_first} give: both must be multiples of groups and not 0."
+                f"features={self.features}, width_per_group={self.width_per_group}, reduce_first={self.reduce_first} "
+                f"and widths={self.widths} give: both must be multiples of groups and not 0."
             )
-        return first, width, self.features * self.expansion
+        return first, width, out
 
 
 def _plugged(factory: ModuleDef | None, **kwargs: Any) -> Callable[[Array], Array]:

@@ -228,6 +228,13 @@ class ResNet(nn.Module):
     def _per_stage(self) -> tuple[Sequence[Any], Sequence[int], Sequence[Any]]:
         """Block, width and widths of the convolutions for each stage."""
         sizes = tuple(self.stage_sizes)
+        if not sizes or min(sizes) < 1 or self.num_classes < 0:
+            raise ValueError(
+                f"stage_sizes {sizes} must name at least one stage, each of 1 block or more, and num_classes="
+                f"{self.num_classes} be 0 (no head) or more."
+            )
+        if self.block_widths and self.width_per_group != 64:
+            raise ValueError(f"block_widths states every width: width_per_group={self.width_per_group} has no effect.")
         kinds = self.block if isinstance(self.block, Sequence) else [self.block] * len(sizes)
         features = self.stage_features or [64 * 2**i for i in range(len(sizes))]
         widths: Sequence[Any] = self.block_widths or [[None] * size for size in sizes]
@@ -248,6 +255,9 @@ class ResNet(nn.Module):
 
     def _drop_paths(self, train: bool) -> list[ModuleDef | None]:
         """Stochastic depth of each block; its rate grows linearly from 0 (Huang et al. 2016, section 3)."""
+        for field in ("drop_rate", "drop_path_rate", "drop_block_rate"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"{field} is a share of what is dropped, in [0, 1), got {getattr(self, field)}.")
         if self.shortcut == "none" and (self.zero_init_residual or self.drop_path_rate):
             raise ValueError("without shortcuts zero_init_residual and drop_path_rate leave nothing of a block.")
         count = sum(self.stage_sizes)

@@ -86,6 +86,10 @@ def pooled(x: Array, features: int, *, stride: int, first_dilation: int, **layer
 def padded(x: Array, features: int, *, stride: int, **_: Any) -> Array:
     """Option A, parameter-free: every `stride`-th pixel, zero channels on both sides of the real ones."""
     extra = features - x.shape[-1]
+    if extra < 0:
+        raise ValueError(
+            f"shortcut 'A' pads channels with zeros and cannot take {x.shape[-1]} of them to {features}: use 'B'."
+        )
     x = x[..., ::stride, ::stride, :]
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(extra // 2, extra - extra // 2)])
 

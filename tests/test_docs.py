@@ -1,0 +1,65 @@
+"""The pages do what they say: every Python block is run, and what it prints is what stands below it."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import resnet_jax
+from resnet_jax.models import variants
+from test_house import ROOT
+
+
+def blocks(page, language):
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
+    return [content for name, content in found if name == language]
+
+
+@pytest.fixture(scope="module")
+def fine_tuning():
+    """The namespace after all blocks of the page, and all that they printed."""
+    names, printed = {}, []
+    names["print"] = lambda *values: printed.append(" ".join(map(str, values)))
+    with jax.numpy_rank_promotion("allow"):
+        for block in blocks("docs/fine-tuning.md", "python"):
+            exec(compile(block, "fine-tuning.md", "exec"), names)
+    return names, "\n".join(printed)
+
+
+def test_the_page_on_fine_tuning_runs_and_prints_what_it_shows(fine_tuning):
+    names, printed = fine_tuning
+    assert printed == "\n".join(block.strip() for block in blocks("docs/fine-tuning.md", ""))
+    assert names["segmentation"].shape == (4, 8, 8, 3)
+    assert names["nnx_logits"].shape == (4, 1000)
+    assert np.isfinite(names["loss"])
+
+
+def test_its_step_moves_what_is_not_frozen(fine_tuning):
+    names, _ = fine_tuning
+    before, after = names["variables"]["params"], names["tuned"]["params"]
+    moved = {
+        name for name in before if not all(jax.tree.leaves(jax.tree.map(np.array_equal, before[name], after[name])))
+    }
+    assert "fc" in moved
+    assert not moved & {"conv1", "bn1", "layer1", "layer2"}
+
+
+def test_the_worked_example_of_a_new_part_works(monkeypatch):
+    source, line = blocks("CONTRIBUTING.md", "python")
+    names = {}
+    exec(compile(source, "gather_excite.py", "exec"), names)
+    entry = eval("{" + line.strip() + "}", vars(variants) | names)
+    monkeypatch.setattr(variants, "VARIANTS", variants.VARIANTS | entry)
+    assert resnet_jax.list_models("ge*") == ["geresnet18"]
+    model = resnet_jax.create_model("geresnet18", num_classes=5, train=False, zero_init_residual=False)
+    plain = resnet_jax.resnet18(num_classes=5, train=False)
+    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
+    variables = jax.jit(plain.init)(jax.random.key(0), images)  # the part has no parameters: the same tree
+    found = jax.jit(model.apply)(resnet_jax.from_torch(model, resnet_jax.to_torch(model, variables)), images)
+    assert found.shape == (2, 5)
+    assert not jnp.allclose(found, jax.jit(plain.apply)(variables, images), rtol=1e-3)
+    branch = jnp.arange(8.0).reshape(1, 2, 2, 2)
+    by_hand = branch * jax.nn.sigmoid(jnp.array([3.0, 4.0])).reshape(1, 1, 1, 2)
+    np.testing.assert_allclose(names["GatherExcite"](2).apply({}, branch), by_hand, rtol=1e-6)
