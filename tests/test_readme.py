@@ -38,10 +38,11 @@ def printed():
 
 
 def test_first_ten_minutes(printed):
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 7
     assert jax.tree.leaves(printed["grads"])[0].shape[0] == 2
     assert printed["outputs"].shape == (2, 5)
     assert printed["logits"].shape == (2, 10)
+    assert printed["maps"]["layer4"].shape == (2, 8, 8, 2048)
     assert printed["own"]["params"]["layer2"]["1"]["conv2"]["kernel"].shape == (3, 3, 64, 64)
 
 
