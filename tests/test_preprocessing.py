@@ -169,6 +169,17 @@ def test_it_pickles_and_hashes():
     assert hash(preprocessing) == hash(Preprocessing(224, 256, "bicubic", MEAN, STD))
 
 
+def test_an_unreadable_file_is_named(tmp_path):
+    preprocessing = Preprocessing(224, 256, "bilinear", MEAN, STD)
+    cut, line = tmp_path / "cut.jpg", tmp_path / "line.png"
+    cut.write_bytes(picture(57, 43, "rgb jpeg")[:400])
+    Image.new("RGB", (4000, 1)).save(line)
+    with pytest.raises(transforms.UnreadableImage, match=r"/cut\.jpg: the 400 bytes are not a whole image \(.+\)"):
+        preprocessing.pixels(cut)
+    with pytest.raises(transforms.UnreadableImage, match=r"/line\.png: an image of 4000 x 1 pixels"):
+        preprocessing(str(line))
+
+
 def test_a_line_is_refused():
     with pytest.raises(transforms.UnreadableImage, match="1024000 pixels long"):
         Preprocessing(224, 256, "bilinear", MEAN, STD).pixels(np.zeros((1, 4000, 3), np.uint8))

@@ -68,7 +68,7 @@ def open_image(image: ImageLike, channels: int = 3) -> Image.Image:
         return _decode(image, "the image is", channels)
     if isinstance(image, bytes):
         return _decode(image, f"the {len(image)} bytes are", channels)
-    return _decode(pathlib.Path(image).read_bytes(), f"{os.fspath(image)} is", channels)
+    return open_image(pathlib.Path(image).read_bytes(), channels)
 
 
 def _decode(source: bytes | Image.Image, subject: str, channels: int) -> Image.Image:

@@ -5,6 +5,7 @@ All randomness comes from the `numpy.random.Generator` that is passed.
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -236,6 +237,14 @@ class Preprocessing:
           UnreadableImage: not an image, not all of one, or one too large or long.
           OSError: a path that cannot be read.
         """
+        try:
+            return self._pixels(image)
+        except UnreadableImage as error:
+            if isinstance(image, str | os.PathLike):
+                raise UnreadableImage(f"{os.fspath(image)}: {error}") from error
+            raise
+
+    def _pixels(self, image: ImageLike) -> ImageArray:
         opened = images.open_image(image, self.channels)
         height, width = images.shorter_to(opened.height, opened.width, self.resize_size)
         if (width, height) != opened.size:
