@@ -31,6 +31,7 @@ class Net:
     variables: Mapping[str, Any]
     preprocessing: Preprocessing
     class_names: Sequence[str] | None = None
+    assumed: bool = False  # the preprocessing, since nothing tells it
     data: Mapping[str, Any] | None = None  # `config.data` of the run that it comes from
 
 
@@ -80,12 +81,25 @@ def _load(arguments: argparse.Namespace, read: Read) -> Net:
     if config:
         net = _of_run(config, *read(source, None, None))
     elif arguments.network:
-        net = _assumed(source, *read(source, arguments.network, None))
+        net = _assumed(*read(source, arguments.network, None))
     else:
         net = _of_hub(source, path)
+    return dataclasses.replace(net, preprocessing=_adjusted(arguments, net))
+
+
+def _adjusted(arguments: argparse.Namespace, net: Net) -> Preprocessing:
+    """The net's preprocessing with what the options change; what is only assumed is said aloud."""
     given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Preprocessing)}
     changes = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(net, preprocessing=dataclasses.replace(net.preprocessing, **changes))
+    preprocessing = dataclasses.replace(net.preprocessing, **changes)
+    if preprocessing.resize_size < preprocessing.image_size and not arguments.resize_size:
+        raise ValueError(
+            f"--image-size={preprocessing.image_size} is more than the {preprocessing.resize_size} pixels that the "
+            "shorter side is resized to, which would add a black frame: give --resize-size as well."
+        )
+    if net.assumed and len(changes) < len(given):
+        _say(f"{arguments.model} does not say how its images are prepared; assumed, as customary: {preprocessing}")
+    return preprocessing
 
 
 def _run_config(path: pathlib.Path) -> dict[str, Any] | None:
@@ -103,21 +117,17 @@ def _of_run(config: Mapping[str, Any], model: ResNet, variables: Mapping[str, An
     return Net(model, variables, preprocessing, data=data)
 
 
-def _assumed(source: str, model: ResNet, variables: Mapping[str, Any]) -> Net:
-    """With ImageNet's customary preprocessing, said aloud: a file of weights tells nothing about it."""
+def _assumed(model: ResNet, variables: Mapping[str, Any]) -> Net:
+    """With ImageNet's customary preprocessing: a file of weights tells nothing about it."""
     small = dataclasses.replace(IMAGENET, image_size=32, resize_size=32)
-    preprocessing = small if model.stem == "cifar" else IMAGENET
-    _say(
-        f"{source} does not say how its images were prepared; assumed, where no option says otherwise: {preprocessing}"
-    )
-    return Net(model, variables, preprocessing)
+    return Net(model, variables, small if model.stem == "cifar" else IMAGENET, assumed=True)
 
 
 def _of_hub(source: str, path: pathlib.Path) -> Net:
     hub = importlib.import_module("resnet_jax.weights.hub")  # with what it needs, for those who need it
     model, variables = hub.load_pretrained(source)
     if path.exists() or ":" in source:  # a file, a folder, a URL or hf-hub:
-        return _assumed(source, model, variables)
+        return _assumed(model, variables)
     registry = importlib.import_module("resnet_jax.weights.registry")
     return Net(model, variables, registry.preprocessing(source), registry.class_names(source))
 
@@ -215,6 +225,9 @@ def _dataset(arguments: argparse.Namespace, net: Net) -> datasets.Dataset:
             raise ValueError(f"give --data=NAME or --data=PATH: {arguments.model} is no run that knows its data.")
         return _open_of_run(net.data, arguments.split, arguments.data_dir)
     if name not in datasets.KNOWN and not name.startswith(datasets.TFDS_PREFIX):
+        if not pathlib.Path(name).expanduser().exists():
+            known = ", ".join(map(repr, datasets.KNOWN))
+            raise FileNotFoundError(f"--data={name} is neither a data set ({known}) nor a folder or zip that exists.")
         return datasets.open_dataset("folder", arguments.split, path=name)
     return datasets.open_dataset(
         name,
