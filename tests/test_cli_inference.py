@@ -185,7 +185,10 @@ def test_a_run_whose_data_is_gone_has_numbered_classes(workdir, folder, capsys, 
             "takes images of 3 channels",
         ),
         (["evaluate", "--model={file}", "--network=cifar_resnet20"], "give --data=NAME or --data=PATH"),
-        (["evaluate", "--model={file}", "--network=cifar_resnet20", "--data=nowhere"], "nowhere is neither a data set ('digits', 'folder'),
+        (
+            ["evaluate", "--model={file}", "--network=cifar_resnet20", "--data=nowhere"],
+            "nowhere is neither a data set ('digits', 'folder'",
+        ),
         (["evaluate", "--model={run}", "--data=folder"], "needs a path"),
     ],
 )

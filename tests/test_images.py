@@ -163,6 +163,7 @@ def test_a_path_that_is_not_there_is_an_error_of_the_system(tmp_path):
     [
         (noise(4, 4).astype(np.float32), TypeError, "must be uint8, 0..255, got float32"),
         (noise(4, 4, 2), ValueError, r"1, 3 or 4 channels\], got shape \(4, 4, 2\)"),
+        (noise(4, 4)[None], ValueError, r"got shape \(1, 4, 4, 3\)"),
         (noise(0, 4), ValueError, r"got shape \(0, 4, 3\)"),
     ],
 )
@@ -189,6 +190,6 @@ def test_a_line_is_refused_before_it_is_resized(height, width, monkeypatch):
 
 
 def test_64_megapixels_are_the_limit():
-    assert images.shorter_to(1, 1024, 256) == (256, 2**18)
+    assert images.shorter_to(1, 976, 256) == (256, 249_856)  # 63,963,136 pixels
     with pytest.raises(images.UnreadableImage, match="64 megapixels"):
-        images.shorter_to(1, 1025, 256)
+        images.shorter_to(1, 977, 256)

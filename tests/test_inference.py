@@ -5,6 +5,7 @@ import functools
 import io
 import pickle
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -170,14 +171,21 @@ def test_one_compilation_serves_all_batches_and_calls():
     assert inference._logits._cache_size() == before
 
 
+class SlowExamples(Examples):
+    def __getitem__(self, index):
+        time.sleep(0.05)
+        return super().__getitem__(index)
+
+
 def test_no_thread_outlives_an_interrupted_evaluation():
+    dataset = dataclasses.replace(dataset_of(noise(1), [0]), source=SlowExamples(tuple(noise(37)), (0,) * 37))
     before = threading.active_count()
 
     def stop(done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        inference.evaluate(MODEL, variables_of(1), dataset_of(noise(37), [0] * 37), GREY, batch_size=4, progress=stop)
+        inference.evaluate(MODEL, variables_of(1), dataset, GREY, batch_size=4, progress=stop)
     assert threading.active_count() == before
 
 
@@ -193,6 +201,7 @@ def evaluate(
     [
         ({"num_classes": 8}, r"the network has 7 classes, but 'examples' has 8"),
         ({"labels": (0, 7)}, r"example 1: label 7, but 'examples' has 7 classes, 0\.\.6"),
+        ({"labels": (-1, 0)}, r"example 0: label -1, but"),
         ({"preprocessing": RGB}, r"takes images of 1 channels, but mean=\(0\.485.* are for 3"),
         ({"batch_size": 0}, r"batch_size=0 must be 1 or more"),
         ({"model": MODEL.clone(num_classes=0), "num_classes": 0}, r"has no classes"),

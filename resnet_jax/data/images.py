@@ -22,7 +22,7 @@ ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | ImageArray
 
 MODES = {1: "L", 3: "RGB"}
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-MAX_RESIZED = 64 * 2**20  # pixels
+MAX_RESIZED = 64_000_000  # pixels
 
 
 class UnreadableImage(ValueError):
@@ -144,7 +144,7 @@ def shorter_to(height: int, width: int, size: int) -> tuple[int, int]:
     if size * long > MAX_RESIZED:
         raise UnreadableImage(
             f"an image of {width} x {height} pixels, its shorter side resized to {size}, would be {long} pixels long, "
-            f"more than {MAX_RESIZED / 2**20:.0f} megapixels: crop it first"
+            f"more than {MAX_RESIZED // 10**6} megapixels: crop it first"
         )
     return (size, long) if height <= width else (long, size)
 
