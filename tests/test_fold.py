@@ -219,3 +219,11 @@ def test_the_example_in_the_docstring_runs():
     found = doctest.testmod(fold)
     assert found.attempted
     assert not found.failed
+
+
+def test_a_shift_adds_its_bias_in_the_dtype_of_the_computation():
+    x = np.arange(12, dtype=np.float32).reshape(1, 2, 2, 3)
+    variables = {"params": {"bias": np.float32([1, 2, 3])}}
+    np.testing.assert_array_equal(Shift().apply(variables, x), x + np.float32([1, 2, 3]))
+    assert Shift(dtype="bfloat16").apply(variables, x).dtype == jnp.bfloat16
+    assert Shift(param_dtype="float16").init(jax.random.key(0), x)["params"]["bias"].dtype == jnp.float16
