@@ -77,7 +77,8 @@ def _load(arguments: argparse.Namespace, read: Read) -> Net:
     source, path = arguments.model, pathlib.Path(arguments.model).expanduser()
     config = _run_config(path)
     if arguments.network and (config or not path.exists()):
-        raise ValueError(f"--network={arguments.network} is for files and folders; {source} knows its own.")
+        what = "is a run, which does" if config else "is no file or folder that exists"
+        raise ValueError(f"--network is for weights that do not say which network they are of, but {source} {what}.")
     if config:
         net = _of_run(config, *read(source, None, None))
     elif arguments.network:
@@ -92,9 +93,9 @@ def _adjusted(arguments: argparse.Namespace, net: Net) -> Preprocessing:
     given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Preprocessing)}
     changes = {name: value for name, value in given.items() if value is not None}
     preprocessing = dataclasses.replace(net.preprocessing, **changes)
-    if preprocessing.resize_size < preprocessing.image_size and not arguments.resize_size:
+    if arguments.image_size and not arguments.resize_size and preprocessing.resize_size < arguments.image_size:
         raise ValueError(
-            f"--image-size={preprocessing.image_size} is more than the {preprocessing.resize_size} pixels that the "
+            f"--image-size={arguments.image_size} is more than the {preprocessing.resize_size} pixels that the "
             "shorter side is resized to, which would add a black frame: give --resize-size as well."
         )
     if net.assumed and len(changes) < len(given):
