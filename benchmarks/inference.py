@@ -3,12 +3,14 @@
 python benchmarks/inference.py --models=resnet50,cifar_resnet20 --batch-sizes=1,16 --rounds=7
 
 All four have the same random weights, and their logits are compared before anything is timed. A round times each once;
-medians over the rounds are printed, and the medians of the rounds' ratios to PyTorch eager. Only ratios mean anything
-on a machine that others share.
+medians over the rounds are printed, and the medians of the rounds' ratios to PyTorch eager. On a machine that others
+load, pin it to one core (`taskset -c 1 python ...`): PyTorch's threads wait for one another, and a core that is taken
+away from one of them stops them all, which made PyTorch up to 15 times slower.
 """
 
 import argparse
 import functools
+import os
 import platform
 import statistics
 import time
@@ -102,6 +104,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"{jax.devices()[0].device_kind} ({jax.devices()[0].platform}), {torch.get_num_threads()} PyTorch threads")
     versions = f"jax {jax.__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+    print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     print(f"{versions}; {arguments.image_size}x{arguments.image_size}, float32, {arguments.rounds} rounds")
     print(f"{'net':<18}{'batch':>5}  {'':<14}{'images/s':>9}  {'(least to most)':<17}{'of ' + BASE:>18}")
     for name in arguments.models.split(","):
