@@ -39,6 +39,7 @@ from resnet_jax.models.variants import (
 from resnet_jax.version import __version__
 from resnet_jax.weights.adapt import adapt, graft
 from resnet_jax.weights.convert import from_torch, to_torch
+from resnet_jax.weights.fold import fold_batch_norm
 
 __all__ = [
     "BasicBlock",
@@ -57,6 +58,7 @@ __all__ = [
     "create_model",
     "ecaresnet50d",
     "feature_info",
+    "fold_batch_norm",
     "from_torch",
     "graft",
     "list_models",

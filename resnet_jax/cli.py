@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from resnet_jax import cli_inference
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variants import create_model, list_models
 from resnet_jax.weights import convert, formats
@@ -17,7 +18,7 @@ Variables = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb. Exit code: 0 done, 1 a proof or a read-back failed, 2 unusable input."""
+    """Runs one verb. Exit code: 0 done, 1 a proof or a read-back failed or an image was left out, 2 unusable input."""
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
@@ -49,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--sizes", help="of the images, as in 224x224,193x225 (the default; 32x32,33x29 for cifar_*)")
     verb.add_argument("--json", help="write the report here as well")
     verb.set_defaults(run=_verify)
+
+    cli_inference.add_verbs(verbs, _read)
     return parser
 
 
@@ -93,7 +96,8 @@ def _read(
     variables = checkpoint.load_variables(source)
     if model is None and not name:
         stored = workdirs.load_config(source)["model"]
-        model = create_model(stored["name"], num_classes=stored["num_classes"], **stored["kwargs"])
+        kwargs = {field: value for field, value in stored["kwargs"].items() if value is not None}
+        model = create_model(stored["name"], num_classes=stored["num_classes"], **kwargs)
     model = model or _named(name, source, num_classes or len(variables["params"]["fc"]["bias"]))
     convert.to_torch(model, variables)  # strict, with its message
     return model, variables

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax.data import datasets, transforms
+from resnet_jax.data import datasets
+from resnet_jax.data.images import UnreadableImage, decode
 
 PATTERNS = [("train", "cat", 3), ("train", "dog", 2), ("test", "cat", 1), ("test", "dog", 2)]
 
@@ -50,7 +51,7 @@ def write_zip(path, files, top=""):
 def values(dataset):
     """(pixel value, label) of every example."""
     examples = [dataset.source[i] for i in range(len(dataset))]
-    return [(int(transforms.decode(e["image"])[0, 0, 0]), e["label"]) for e in examples]
+    return [(int(decode(e["image"])[0, 0, 0]), e["label"]) for e in examples]
 
 
 # Digits
@@ -64,7 +65,7 @@ def data_dir(tmp_path_factory):
 
 
 def digits_of(dataset):
-    images = [transforms.decode(dataset.source[i]["image"], 1).tobytes() for i in range(len(dataset))]
+    images = [decode(dataset.source[i]["image"], 1).tobytes() for i in range(len(dataset))]
     return collections.Counter(zip(images, [dataset.source[i]["label"] for i in range(len(dataset))], strict=True))
 
 
@@ -276,11 +277,11 @@ def test_damaged_member_and_vanished_file_are_unreadable(tmp_path, files):
     data = bytearray(path.read_bytes())
     data[offset : offset + 20] = bytes(20)
     path.write_bytes(data)
-    with pytest.raises(transforms.UnreadableImage, match="reading failed"):
+    with pytest.raises(UnreadableImage, match="reading failed"):
         datasets.open_dataset("folder", "train", path=str(path)).source[1]
     dataset = datasets.open_dataset("folder", "train", path=write_folder(tmp_path / "plain", files))
     (tmp_path / "plain/train/cat/1.PNG").unlink()
-    with pytest.raises(transforms.UnreadableImage, match="reading failed .*No such file"):
+    with pytest.raises(UnreadableImage, match="reading failed .*No such file"):
         dataset.source[1]
 
 

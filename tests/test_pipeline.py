@@ -192,6 +192,20 @@ def test_an_unreadable_image_is_skipped_counted_and_named_once(caplog):
     assert not batch["image"][batch["mask"] == 0].any()
 
 
+class WithALine(Numbered):
+    def __getitem__(self, index):
+        return {"image": np.zeros((1, 4000, 1), np.uint8), "label": 1} if index == 1 else super().__getitem__(index)
+
+
+def test_an_image_too_long_to_resize_is_unreadable_too():
+    dataset = dataclasses.replace(numbered(3), source=WithALine(3))
+    settings = {"transform": transforms.eval_transform(224, 256)}
+    (batch,) = take_all(dataset, 3, on_error="skip", **settings)
+    assert list(batch["mask"]) == [1, 0, 1]
+    with pytest.raises(transforms.UnreadableImage, match=r"numbered/1\.png: an image of 4000 x 1 pixels"):
+        take_all(dataset, 3, **settings)
+
+
 def test_skipping_everything_is_an_error():
     with pytest.raises(ValueError, match=r"none of the 3 images of 'numbered' can be read"):
         take_all(numbered(3, broken=(0, 1, 2)), 4, on_error="skip")

@@ -17,7 +17,7 @@ class Source(Protocol):
         """`image`: uint8 [height, width, channels], or the bytes of an encoded image; `label`: int.
 
         Raises:
-          transforms.UnreadableImage: the example is not to be had.
+          images.UnreadableImage: the example is not to be had.
         """
 
     def origin(self, index: int) -> str:

@@ -11,7 +11,7 @@ import zlib
 from typing import Any, Protocol
 
 from resnet_jax.data.datasets import Dataset
-from resnet_jax.data.transforms import UnreadableImage
+from resnet_jax.data.images import UnreadableImage
 
 logger = logging.getLogger(__name__)
 

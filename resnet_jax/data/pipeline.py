@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from resnet_jax.data.datasets import Dataset
-from resnet_jax.data.transforms import UnreadableImage, decode
+from resnet_jax.data.images import UnreadableImage, decode
 
 logger = logging.getLogger(__name__)
 
@@ -163,6 +163,7 @@ class _Rows:
         index = int(self.order[position])
         try:
             image, label = self._read(index)
+            return _row(self.transform(image, position), label, 1)
         except UnreadableImage as error:
             origin = self.dataset.source.origin(index)
             if self.on_error == "refuse":
@@ -171,7 +172,6 @@ class _Rows:
                 ) from error
             _warn_once(origin, error)
             return _row(self._blank, 0, 0)
-        return _row(self.transform(image, position), label, 1)
 
     def _read(self, index: int) -> tuple[np.ndarray, int]:
         example = self.dataset.source[index]

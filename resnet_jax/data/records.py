@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from resnet_jax.data.datasets import Dataset
-from resnet_jax.data.transforms import UnreadableImage
+from resnet_jax.data.images import UnreadableImage
 
 SPLIT_NAMES = {"train": ("train",), "test": ("test", "validation")}
 

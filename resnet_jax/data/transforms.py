@@ -1,76 +1,22 @@
-"""Pure functions on one image, uint8 [height, width, channels]: training augmentation, evaluation preprocessing.
+"""Pure functions on one image: training augmentation, and the evaluation preprocessing of a network.
 
-Resizing is Pillow's, antialiased, with torchvision's rounding of sizes and offsets, so that a network converted from
-PyTorch sees the very pixels it was trained on. All randomness comes from the `numpy.random.Generator` that is passed.
+All randomness comes from the `numpy.random.Generator` that is passed.
 """
 
 import dataclasses
-import io
 import math
+import os
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
-ImageArray = npt.NDArray[np.uint8]  # [height, width, channels]
+from resnet_jax.data import images
+from resnet_jax.data.images import ImageArray, ImageLike, center_crop, resize, resize_shorter
+from resnet_jax.data.images import UnreadableImage as UnreadableImage
 
 CROPS = ("pad", "resized", "none")
-MODES = {1: "L", 3: "RGB"}
-INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-
-
-class UnreadableImage(ValueError):
-    """The bytes of one example cannot be had, or are no whole image."""
-
-
-def decode(data: bytes, channels: int = 3) -> ImageArray:
-    """Decodes an encoded image (JPEG, PNG, ...) to [height, width, channels]; an EXIF orientation is not applied.
-
-    Args:
-      data: the whole file.
-      channels: 1 for grey, 3 for RGB; images of other kinds are converted.
-
-    Raises:
-      UnreadableImage: not an image, or not all of one.
-    """
-    if channels not in MODES:
-        raise ValueError(f"channels={channels}, but an image is decoded to 1 (grey) or 3 (RGB) channels.")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return _to_array(image.convert(MODES[channels]))
-    except MemoryError:
-        raise
-    except UnidentifiedImageError as error:
-        raise UnreadableImage(f"the {len(data)} bytes are not a whole image (of no known format)") from error
-    except Exception as error:  # Pillow's plugins raise whatever their parsers stumble over: SyntaxError, struct.error
-        raise UnreadableImage(f"the {len(data)} bytes are not a whole image ({error})") from error
-
-
-# Sizes --------------------------------------------------------------------------------------------------
-
-
-def resize_shorter(image: ImageArray, size: int, interpolation: str = "bilinear") -> ImageArray:
-    """Resizes so that the shorter side has `size` pixels; the longer is rounded down, as in torchvision's `Resize`."""
-    height, width = image.shape[:2]
-    long = int(size * max(height, width) / min(height, width))
-    shape = (size, long) if height <= width else (long, size)
-    return image if shape == (height, width) else _resize(image, *shape, interpolation)
-
-
-def center_crop(image: ImageArray, size: int) -> ImageArray:
-    """The middle `size` x `size` pixels, as torchvision's `CenterCrop`: black is added where the image is smaller."""
-    missing = [max(size - side, 0) for side in image.shape[:2]]
-    if any(missing):
-        image = np.pad(image, [(m // 2, (m + 1) // 2) for m in missing] + [(0, 0)])
-    # Python's round, to the even neighbour, is what torchvision uses: an excess of 5 is cut 2 + 3, of 7 is cut 4 + 3.
-    top, left = (round((side - size) / 2) for side in image.shape[:2])
-    return image[top : top + size, left : left + size]
-
-
-def _fit(image: ImageArray, size: int, resize_size: int, interpolation: str = "bilinear") -> ImageArray:
-    return center_crop(resize_shorter(image, resize_size, interpolation), size)
-
 
 # Augmentation -------------------------------------------------------------------------------------------
 
@@ -125,7 +71,7 @@ def random_resized_crop(
     Reference: Szegedy et al. 2014, arXiv:1409.4842, section 6.
     """
     top, left, height, width = sample_window(image.shape[0], image.shape[1], rng, scale, ratio)
-    return _resize(image[top : top + height, left : left + width], size, size, "bilinear")
+    return resize(image[top : top + height, left : left + width], size, size, "bilinear")
 
 
 def sample_window(
@@ -192,8 +138,7 @@ def eval_transform(
             f"resize_size={resize_size} is less than image_size={image_size}, so the crop would be framed in black: "
             "use None, or a number that is not smaller."
         )
-    if interpolation not in INTERPOLATIONS:
-        raise ValueError(f"interpolation={interpolation!r} is not known: use {' or '.join(map(repr, INTERPOLATIONS))}.")
+    _check_interpolation(interpolation)
     return _Eval(image_size, resize_size, interpolation)
 
 
@@ -225,17 +170,94 @@ class _Eval:
         return _fit(image, self.image_size, self.resize_size, self.interpolation)
 
 
+def _fit(image: ImageArray, size: int, resize_size: int, interpolation: str = "bilinear") -> ImageArray:
+    return center_crop(resize_shorter(image, resize_size, interpolation), size)
+
+
 def _check_positive(name: str, value: int) -> None:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}={value!r} must be a whole number of pixels, 1 or more.")
 
 
-def _resize(image: ImageArray, height: int, width: int, interpolation: str) -> ImageArray:
-    grey = image.shape[-1] == 1
-    pil = Image.fromarray(image[..., 0] if grey else image)
-    return _to_array(pil.resize((width, height), INTERPOLATIONS[interpolation]))
+def _check_interpolation(interpolation: str) -> None:
+    if interpolation not in images.INTERPOLATIONS:
+        known = " or ".join(map(repr, images.INTERPOLATIONS))
+        raise ValueError(f"interpolation={interpolation!r} is not known: use {known}.")
 
 
-def _to_array(image: Image.Image) -> ImageArray:
-    array = np.array(image)
-    return array[..., None] if array.ndim == 2 else array
+# What a network was evaluated with ----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """From any image to a network's input: shorter side resized, middle cropped, normalised.
+
+    Pixel for pixel what torchvision's `ImageClassification` and timm's `create_transform(is_training=False)` give for
+    `Image.open(file).convert("RGB")`; only 16-bit grey is scaled where these saturate it. One channel of mean and std
+    makes a grey network's input instead.
+
+    Attributes:
+      image_size: pixels, height and width of the result.
+      resize_size: pixels of the shorter side before the crop; where it is less than `image_size`, black is added.
+      interpolation: "bilinear" or "bicubic".
+      mean: of each channel, in units of full scale.
+      std: likewise.
+
+    Raises:
+      ValueError: a number out of range, an unknown interpolation, or not 1 or 3 channels.
+    """
+
+    image_size: int
+    resize_size: int
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _check_positive("image_size", self.image_size)
+        _check_positive("resize_size", self.resize_size)
+        _check_interpolation(self.interpolation)
+        if len(self.mean) != len(self.std) or len(self.mean) not in images.MODES or not all(s > 0 for s in self.std):
+            raise ValueError(
+                f"mean={self.mean} and std={self.std} must both have 1 entry (grey) or 3 (RGB), and no std may be 0."
+            )
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
+        return len(self.mean)
+
+    def pixels(self, image: ImageLike) -> ImageArray:
+        """Resized and cropped: uint8 `[image_size, image_size, channels]`.
+
+        Args:
+          image: a path, the bytes of a file, a Pillow image, or uint8 `[h, w]` or `[h, w, 1, 3 or 4]`.
+
+        Raises:
+          UnreadableImage: not an image, not all of one, or one too large or long.
+          OSError: a path that cannot be read.
+        """
+        try:
+            return self._pixels(image)
+        except UnreadableImage as error:
+            if isinstance(image, str | os.PathLike):
+                raise UnreadableImage(f"{os.fspath(image)}: {error}") from error
+            raise
+
+    def _pixels(self, image: ImageLike) -> ImageArray:
+        opened = images.open_image(image, self.channels)
+        height, width = images.shorter_to(opened.height, opened.width, self.resize_size)
+        if (width, height) != opened.size:
+            opened = opened.resize((width, height), images.INTERPOLATIONS[self.interpolation])
+        return center_crop(images.to_array(opened), self.image_size)
+
+    def normalize(self, pixels: Any) -> Any:
+        """float32 `(pixels / 255 - mean) / std` of uint8 `[..., h, w, channels]`, a NumPy or a (traced) JAX array."""
+        shape = [1] * (pixels.ndim - 1) + [-1]
+        mean, std = (np.asarray(values, np.float32).reshape(shape) for values in (self.mean, self.std))
+        return (pixels.astype(np.float32) / np.float32(255) - mean) / std
+
+    def __call__(self, image: ImageLike) -> npt.NDArray[np.float32]:
+        """The network's input: float32 `[image_size, image_size, channels]`; arguments as for `pixels`."""
+        normalized: npt.NDArray[np.float32] = self.normalize(self.pixels(image))
+        return normalized

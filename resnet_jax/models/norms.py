@@ -8,6 +8,7 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 
 from resnet_jax.models.layers import ModuleDef
 
@@ -62,6 +63,19 @@ class UnbiasedBatchNorm(nn.BatchNorm):
 def group_norm(*, num_groups: int = 32, **kwargs: Any) -> nn.GroupNorm:
     """`nn.GroupNorm` as PyTorch sets it: epsilon 1e-5 (Flax: 1e-6), two-pass variance (Wu & He 2018)."""
     return nn.GroupNorm(num_groups=num_groups, **({"epsilon": 1e-5, "use_fast_variance": False} | kwargs))
+
+
+class Shift(nn.Module):
+    """Adds a bias for each channel: what is left of a batch norm whose scale went into the convolution before it."""
+
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
+        x, bias = promote_dtype(x, bias, dtype=self.dtype)
+        return x + bias.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 NORMS: dict[str, ModuleDef] = {

@@ -1,0 +1,239 @@
+"""A trained network at work: probabilities for images, and its accuracy on a data set, each example counted once.
+
+Images are read by a few threads while the device computes. Nothing here needs more than the library's own packages.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax.data.datasets import Dataset
+from resnet_jax.data.images import ImageArray, ImageLike, UnreadableImage
+from resnet_jax.data.transforms import Preprocessing
+from resnet_jax.models.resnet import ResNet
+
+T = TypeVar("T")
+Unreadable: TypeAlias = UnreadableImage | OSError
+Variables = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What `evaluate` has counted.
+
+    Attributes:
+      count: examples that were read; with `unreadable` they are the whole data set.
+      correct: of them, those whose label has the highest logit (of equal ones the first counts).
+      correct_top5: of them, those whose label is among the five highest.
+      unreadable: for each example that could not be read, where it is and why; they are not counted.
+    """
+
+    count: int
+    correct: int
+    correct_top5: int
+    unreadable: tuple[str, ...]
+
+    @property
+    def top1(self) -> float:
+        """Accuracy, a share of 1."""
+        return self.correct / self.count
+
+    @property
+    def top5(self) -> float:
+        """Accuracy of the best five, a share of 1."""
+        return self.correct_top5 / self.count
+
+
+def predict(
+    model: ResNet,
+    variables: Variables,
+    images: Sequence[ImageLike],
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """Probabilities of the classes, float32 (or wider, as the network) `[len(images), num_classes]`.
+
+    Args:
+      model: the network; its `train` field does not matter.
+      variables: of `model`, NumPy or JAX arrays.
+      images: paths, bytes of files, Pillow images, or uint8 arrays; see `data.images.open_image`.
+      preprocessing: that of the variables.
+      batch_size: images at a time.
+
+    Raises:
+      UnreadableImage, OSError: of the first image that cannot be read; `predictions` goes on instead.
+      ValueError: no images, or a network and a preprocessing that do not belong together.
+    """
+    rows = []
+    for row in predictions(model, variables, images, preprocessing, batch_size=batch_size):
+        if isinstance(row, Exception):
+            raise row
+        rows.append(row)
+    return np.stack(rows)
+
+
+def predictions(
+    model: ResNet,
+    variables: Variables,
+    images: Sequence[ImageLike],
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int = 32,
+) -> Iterator[np.ndarray | Unreadable]:
+    """`predict`, image by image: probabilities `[num_classes]`, or the error of an image that cannot be read."""
+    if not len(images):
+        raise ValueError("there are no images to predict.")
+    for row in _rows(model, variables, preprocessing, lambda i: (images[i], i), len(images), batch_size):
+        yield row if isinstance(row, Exception) else _softmax(row[1])
+
+
+def evaluate(
+    model: ResNet,
+    variables: Variables,
+    dataset: Dataset,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> Result:
+    """Accuracy over all of a data set, each example once.
+
+    Args:
+      model: the network; its `train` field does not matter.
+      variables: of `model`, NumPy or JAX arrays.
+      dataset: whose labels are places among the network's classes.
+      preprocessing: that of the variables; grey and RGB images are converted to what it takes.
+      batch_size: images at a time; it changes no result beyond rounding.
+      progress: called as (examples done, examples in all).
+
+    Raises:
+      ValueError: the classes of network and data differ in number, a label is out of range, no example can be read,
+        or a network and a preprocessing that do not belong together.
+    """
+    if model.num_classes != dataset.num_classes:
+        raise ValueError(
+            f"the network has {model.num_classes} classes, but {dataset.name!r} has {dataset.num_classes}: a label is "
+            "a place among the classes, so both must have the same. Use the data that the network was trained for."
+        )
+    ranks, unreadable = [], []
+    read = functools.partial(_labelled, dataset)
+    rows = _rows(model, variables, preprocessing, read, len(dataset), batch_size)
+    for index, row in enumerate(rows):
+        if isinstance(row, Exception):
+            unreadable.append(f"{dataset.source.origin(index)}: {row}")
+        else:
+            ranks.append(_rank(*row))
+        if progress:
+            progress(index + 1, len(dataset))
+    if not ranks:
+        raise ValueError(f"none of the {len(dataset)} examples of {dataset.name!r} can be read; {unreadable[:1]}.")
+    return Result(len(ranks), int(np.sum(np.array(ranks) < 1)), int(np.sum(np.array(ranks) < 5)), tuple(unreadable))
+
+
+def _labelled(dataset: Dataset, index: int) -> tuple[ImageLike, int]:
+    example = dataset.source[index]
+    if not 0 <= example["label"] < dataset.num_classes:
+        raise ValueError(
+            f"{dataset.source.origin(index)}: label {example['label']}, but {dataset.name!r} has "
+            f"{dataset.num_classes} classes, 0..{dataset.num_classes - 1}."
+        )
+    return example["image"], example["label"]
+
+
+def _rank(label: int, logits: np.ndarray) -> int:
+    """Place of the label among the classes, best first; of equal logits the lower class comes first."""
+    return int(np.sum(logits > logits[label]) + np.sum(logits[:label] == logits[label]))
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()
+
+
+# Batches ------------------------------------------------------------------------------------------------
+
+
+def _rows(
+    model: ResNet,
+    variables: Variables,
+    preprocessing: Preprocessing,
+    read: Callable[[int], tuple[ImageLike, int]],
+    count: int,
+    batch_size: int,
+) -> Iterator[tuple[int, np.ndarray] | Unreadable]:
+    """For each index in order: the number that `read` gives with the image, and the logits; or why it has none."""
+    _check(model, variables, preprocessing, batch_size)
+    batch_size = min(batch_size, count)  # every batch has this shape: one compilation
+    logits_of = functools.partial(
+        _logits, jax.device_put(variables), model=model.clone(train=False), preprocessing=preprocessing
+    )
+    for batch in _read_ahead(functools.partial(_pixels, read, preprocessing), count, batch_size):
+        images = [item[1] for item in batch if not isinstance(item, Exception)]
+        padding = [np.zeros((preprocessing.image_size,) * 2 + (preprocessing.channels,), np.uint8)]
+        logits = np.asarray(logits_of(np.stack(images + padding * (batch_size - len(images)))))[: len(images)]
+        if not np.isfinite(logits).all():
+            raise ValueError("the network gives values that are not finite: its weights are damaged, or not its own.")
+        found = iter(logits)
+        for item in batch:
+            yield item if isinstance(item, Exception) else (item[0], next(found))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "preprocessing"))
+def _logits(variables: Variables, pixels: jax.Array, *, model: ResNet, preprocessing: Preprocessing) -> jax.Array:
+    logits: Any = model.apply(variables, preprocessing.normalize(pixels))
+    if logits.ndim != 2:
+        raise ValueError(f"the network gives {logits.shape} and not logits: it has global_pool={model.global_pool!r}.")
+    widened: jax.Array = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return widened
+
+
+def _pixels(
+    read: Callable[[int], tuple[ImageLike, int]], preprocessing: Preprocessing, index: int
+) -> tuple[int, ImageArray] | Unreadable:
+    try:
+        image, number = read(index)
+        return number, preprocessing.pixels(image)
+    except (UnreadableImage, OSError) as error:
+        return error
+
+
+def _read_ahead(read: Callable[[int], T], count: int, batch_size: int, num_threads: int = 4) -> Iterator[list[T]]:
+    """What `read` gives for 0..count-1, in lists of `batch_size`; the next list is being read when one is given."""
+    pending: collections.deque[list[concurrent.futures.Future[T]]] = collections.deque()
+    pool = concurrent.futures.ThreadPoolExecutor(num_threads)  # Pillow lets other threads run while it decodes
+    try:
+        for start in range(0, count, batch_size):
+            pending.append([pool.submit(read, i) for i in range(start, min(start + batch_size, count))])
+            if len(pending) > 1:
+                yield [future.result() for future in pending.popleft()]
+        yield [future.result() for future in pending.popleft()]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _check(model: ResNet, variables: Variables, preprocessing: Preprocessing, batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be 1 or more.")
+    if not model.num_classes:
+        raise ValueError("the network has no classes (num_classes=0): it gives features, and predicts nothing.")
+    channels = _input_channels(variables)
+    if channels not in (None, preprocessing.channels):
+        raise ValueError(
+            f"the network takes images of {channels} channels, but mean={preprocessing.mean} and std="
+            f"{preprocessing.std} are for {preprocessing.channels}: give a mean and a std for each."
+        )
+
+
+def _input_channels(variables: Variables) -> int | None:
+    """Of the stem's first convolution, plain or deep; None if there is none of that name."""
+    conv = variables["params"].get("conv1", {})
+    kernel = conv.get("kernel", conv.get("0", {}).get("kernel"))
+    return None if kernel is None else int(kernel.shape[-2])
