@@ -1,0 +1,184 @@
+"""Variables of one network into another: other classes, other input channels, a backbone inside another module.
+
+Strict by default: what does not fit is an error that names it, unless it is waived by name.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.weights.convert import FIRST_CONVS, ConversionError, Variables
+from resnet_jax.weights.formats import as_numpy
+
+Path = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Diff:
+    """What became of each variable, as dotted names (`params.fc.kernel`); prints as a table.
+
+    Attributes:
+      taken: as they are.
+      adapted: fitted to another number of input channels.
+      initialised: new, from the model's initialisers.
+      left_over: given, but unknown to the model or of another shape there.
+    """
+
+    taken: tuple[str, ...]
+    adapted: tuple[str, ...]
+    initialised: tuple[str, ...]
+    left_over: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = []
+        for field in dataclasses.fields(self):
+            names = getattr(self, field.name)
+            shown = "" if field.name == "taken" else ", ".join(names)
+            lines.append(f"{field.name.replace('_', ' '):<12}{len(names):>5}  {shown}".rstrip())
+        return "\n".join(lines)
+
+
+def adapt(
+    model: ResNet,
+    variables: Mapping[str, Any],
+    *,
+    in_channels: int = 3,
+    waive: Sequence[str] = (),
+    seed: int = 0,
+) -> tuple[Variables, Diff]:
+    """Fits converted variables to a model with other classes, input channels or output stride.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from resnet_jax import adapt, create_model
+    >>> one_rgb_image = jnp.zeros((1, 64, 64, 3))
+    >>> pretrained = create_model("test_resnet").init(jax.random.key(0), one_rgb_image, train=False)
+    >>> variables, diff = adapt(create_model("test_resnet", num_classes=10), pretrained, in_channels=1, waive=["fc"])
+    >>> print(diff)
+    taken          92
+    adapted         1  params.conv1.0.kernel
+    initialised     2  params.fc.bias, params.fc.kernel
+    left over       2  params.fc.bias, params.fc.kernel
+
+    The first convolution follows timm's rule: one channel takes the sum over the given ones; more repeat them and are
+    scaled by given / wanted, so that the response to a grey image stays. The output stride is no parameter.
+
+    Args:
+      model: the network that is to take the variables.
+      variables: those of a network that differs in some parts, e.g. what `from_torch` gives.
+      in_channels: channels of the images that the model will see.
+      waive: modules (`fc`, `layer4.0.se`) that may be initialised anew, left over, or both.
+      seed: of what is initialised.
+
+    Returns:
+      The model's variables, NumPy arrays in the dtypes that they had, and what became of each.
+
+    Raises:
+      ConversionError: a variable without a counterpart of its shape, outside the waived modules.
+      ValueError: a waived name that neither network has.
+    """
+    given = {path: as_numpy(leaf) for path, leaf in flatten_dict(dict(variables)).items()}
+    images = jnp.zeros((1, 64, 64, in_channels))
+    mode: dict[str, Any] = {"train": False} if model.train is None else {}
+
+    def init() -> Variables:
+        fresh: Variables = model.init(jax.random.key(seed), images, **mode)
+        return fresh
+
+    wanted = flatten_dict(jax.eval_shape(init))
+    _check_waived(waive, [*given, *wanted])
+    result = {path: given[path] for path in wanted if path in given and given[path].shape == wanted[path].shape}
+    adapted = {
+        path: _fit_channels(given[path], in_channels)
+        for path in wanted.keys() & given.keys() - result.keys()
+        if ".".join(path[1:-1]) in FIRST_CONVS and _differ_in_channels(given[path].shape, wanted[path].shape)
+    }
+    initialised = wanted.keys() - result.keys() - adapted.keys()
+    left_over = given.keys() - result.keys() - adapted.keys()
+    refused = sorted(path for path in initialised | left_over if not _is_waived(path, waive))
+    if refused:
+        raise ConversionError(_describe(refused, given, wanted))
+    # Under jit what is not wanted is not drawn either.
+    fresh = jax.jit(lambda: {path: leaf for path, leaf in flatten_dict(init()).items() if path in initialised})()
+    result |= adapted | {path: np.asarray(leaf) for path, leaf in fresh.items()}
+    names = [
+        tuple(sorted(map(".".join, paths)))
+        for paths in (result.keys() - adapted.keys() - initialised, adapted, initialised, left_over)
+    ]
+    return unflatten_dict(result), Diff(*names)
+
+
+def graft(variables: Mapping[str, Any], backbone: Mapping[str, Any], name: str = "backbone") -> Variables:
+    """Puts a network's variables into those of a module that has it as the submodule `name`.
+
+    Args:
+      variables: of the outer module, as its `init` gives them.
+      backbone: of the network; first `adapt` them if the outer module leaves parts of it out.
+      name: of the submodule; dots lead deeper (`encoder.backbone`).
+
+    Returns:
+      The outer module's variables with the network's in place of its own; neither argument is changed.
+
+    Raises:
+      ConversionError: the submodule's variables and the given ones differ in a name or a shape.
+    """
+    prefix = tuple(name.split("."))
+    outer = flatten_dict(dict(variables))
+    given = {(path[0], *prefix, *path[1:]): leaf for path, leaf in flatten_dict(dict(backbone)).items()}
+    own = {path: leaf for path, leaf in outer.items() if path[1 : len(prefix) + 1] == prefix}
+    refused = sorted(
+        path
+        for path in own.keys() | given.keys()
+        if path not in own or path not in given or np.shape(own[path]) != np.shape(given[path])
+    )
+    if refused:
+        raise ConversionError(_describe(refused, given, own))
+    return unflatten_dict(outer | given)
+
+
+def _differ_in_channels(given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return (*given[:2], given[3]) == (*wanted[:2], wanted[3])
+
+
+def _fit_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """`[h, w, given, out] -> [h, w, channels, out]`."""
+    given = kernel.shape[2]
+    if channels == 1:
+        return kernel.sum(axis=2, keepdims=True, dtype=kernel.dtype)
+    repeated = np.take(kernel, np.arange(channels) % given, axis=2)
+    return (repeated * (given / channels)).astype(kernel.dtype)
+
+
+def _is_waived(path: Path, waive: Sequence[str]) -> bool:
+    name = ".".join(path[1:]) + "."
+    return any(name.startswith(f"{prefix}.") for prefix in waive)
+
+
+def _check_waived(waive: Sequence[str], paths: Sequence[Path]) -> None:
+    unknown = [prefix for prefix in waive if not any(_is_waived(path, [prefix]) for path in paths)]
+    if isinstance(waive, str) or unknown:
+        raise ValueError(f"waive must list modules such as 'fc' or 'layer4.0.se', got {waive!r}; unknown: {unknown}.")
+
+
+def _describe(refused: Sequence[Path], given: Mapping[Path, Any], wanted: Mapping[Path, Any]) -> str:
+    def shape(leaves: Mapping[Path, Any], path: Path) -> str:
+        return str(np.shape(leaves[path])) if path in leaves else "nothing"
+
+    lines = [
+        f"  {'.'.join(path)}: {shape(given, path)} given, the model has {shape(wanted, path)}" for path in refused[:8]
+    ]
+    more = [f"  and {len(refused) - 8} more"] if len(refused) > 8 else []
+    modules = sorted({path[1] for path in refused})
+    return "\n".join(
+        [
+            f"{len(refused)} variables do not fit:",
+            *lines,
+            *more,
+            f"If that is meant, adapt(..., waive={modules}) initialises and drops them; else build the other network.",
+        ]
+    )
