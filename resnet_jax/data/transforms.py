@@ -225,6 +225,34 @@ class _Eval:
         return _fit(image, self.image_size, self.resize_size, self.interpolation)
 
 
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """What becomes of an image before a network sees it: resized, cropped in the middle, normalised.
+
+    Attributes:
+      image_size: pixels, height and width of the result.
+      resize_size: pixels of the shorter side before the crop.
+      interpolation: "bilinear" or "bicubic".
+      mean, std: of each channel, for pixels in [0, 1].
+    """
+
+    image_size: int
+    resize_size: int
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def pixels(self, image: Image.Image) -> ImageArray:
+        """Resized and cropped: uint8 [image_size, image_size, 3]."""
+        return _fit(_to_array(image.convert("RGB")), self.image_size, self.resize_size, self.interpolation)
+
+    def __call__(self, image: Image.Image) -> npt.NDArray[np.float32]:
+        """Normalised too: float32 [image_size, image_size, 3]."""
+        scaled = self.pixels(image).astype(np.float32) / np.float32(255)
+        normalised = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return normalised.astype(np.float32)
+
+
 def _check_positive(name: str, value: int) -> None:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}={value!r} must be a whole number of pixels, 1 or more.")
