@@ -37,7 +37,11 @@ from resnet_jax.models.variants import (
     wide_resnet101_2,
 )
 from resnet_jax.version import __version__
+from resnet_jax.weights.adapt import adapt, graft
 from resnet_jax.weights.convert import from_torch, to_torch
+from resnet_jax.weights.hub import load_pretrained, save_pretrained
+from resnet_jax.weights.registry import list_pretrained
+from resnet_jax.weights.sources import class_names, preprocessing
 
 __all__ = [
     "BasicBlock",
@@ -46,19 +50,25 @@ __all__ = [
     "UnbiasedBatchNorm",
     "__version__",
     "cifar_resnet110",
+    "adapt",
     "cifar_resnet20",
     "cifar_resnet32",
     "cifar_resnet44",
     "cifar_resnet56",
+    "class_names",
     "conv1x1",
     "conv3x3",
     "create_model",
     "ecaresnet50d",
     "feature_info",
     "from_torch",
+    "graft",
     "list_models",
+    "list_pretrained",
+    "load_pretrained",
     "plain18",
     "plain34",
+    "preprocessing",
     "resnet101",
     "resnet101d",
     "resnet152",
@@ -74,6 +84,7 @@ __all__ = [
     "resnext101_32x8d",
     "resnext101_64x4d",
     "resnext50_32x4d",
+    "save_pretrained",
     "senet154",
     "seresnet50",
     "seresnext50_32x4d",

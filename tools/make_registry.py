@@ -33,7 +33,7 @@ TIMM_FIELDS = (
 
 
 def timm_entries() -> list[dict[str, Any]]:
-    """timm's tags of `resnet.py`, and the one whose network it cannot build."""
+    """The tags of timm's `resnet.py`, and the one whose network it cannot build."""
     tags = timm.list_models(module="resnet", pretrained=True, include_tags=True)
     reported = timm_results(tags)
     entries = []
@@ -61,7 +61,7 @@ def timm_entries() -> list[dict[str, Any]]:
 
 
 def torchvision_entries(mirrors: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """torchvision's weights of ResNets, with the repository among `mirrors` (timm's) that holds the same file."""
+    """The weights of torchvision's ResNets, with the repository among `mirrors` (timm's) that holds the same file."""
     for name in torchvision.models.list_models(torchvision.models):
         builder = torchvision.models.get_model_builder(name)
         if builder.__module__ != "torchvision.models.resnet":
@@ -112,7 +112,7 @@ def timm_results(tags: list[str]) -> dict[str, list[dict[str, Any]]]:
         results.setdefault(row["tag"], []).append(found)
     unknown = results.keys() - set(tags)
     if unknown:
-        raise ValueError(f"timm_results.csv has accuracies of {sorted(unknown)}, which timm {timm.__version__} has not.")
+        raise ValueError(f"timm_results.csv has {sorted(unknown)}, unknown to timm {timm.__version__}.")
     return results
 
 
@@ -121,7 +121,7 @@ def accuracy(image_size: int, top1: float, top5: float, source: str) -> dict[str
 
 
 def aliases() -> dict[str, str]:
-    """timm's old names of weights -> tags. timm leads several ig_* names to the narrowest net; here, to their own."""
+    """Old names of weights -> tags. timm leads several ig_* names to the narrowest net; here, to their own."""
     result = {}
     for name, target in _registry._module_to_deprecated_models["resnet"].items():
         architecture = ALIASES[name]

@@ -51,6 +51,7 @@ def adapt(
     in_channels: int = 3,
     waive: Sequence[str] = (),
     seed: int = 0,
+    key: jax.Array | None = None,
 ) -> tuple[Variables, Diff]:
     """Fits converted variables to a model with other classes, input channels or output stride.
 
@@ -74,6 +75,7 @@ def adapt(
       in_channels: channels of the images that the model will see.
       waive: modules (`fc`, `layer4.0.se`) that may be initialised anew, left over, or both.
       seed: of what is initialised.
+      key: the same as a key of `jax.random`, in place of `seed`.
 
     Returns:
       The model's variables, NumPy arrays in the dtypes that they had, and what became of each.
@@ -86,8 +88,10 @@ def adapt(
     images = jnp.zeros((1, 64, 64, in_channels))
     mode: dict[str, Any] = {"train": False} if model.train is None else {}
 
+    key = jax.random.key(seed) if key is None else key
+
     def init() -> Variables:
-        fresh: Variables = model.init(jax.random.key(seed), images, **mode)
+        fresh: Variables = dict(model.init(key, images, **mode))
         return fresh
 
     wanted = flatten_dict(jax.eval_shape(init))

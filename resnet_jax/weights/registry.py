@@ -105,6 +105,11 @@ def list_pretrained(pattern: str = "*") -> list[str]:
     return [tag for tag in _entries() if fnmatch.fnmatchcase(tag, pattern)]
 
 
+def is_tag(name: str) -> bool:
+    """Whether `get_pretrained` knows it."""
+    return name in _entries() or name in _table()["aliases"]
+
+
 def get_pretrained(tag: str) -> Pretrained:
     """All that is known of the weights called `tag`.
 
@@ -144,15 +149,68 @@ def preprocessing(tag: str, *, train: bool = False) -> "Preprocessing":
       ValueError: no such tag; or `train`, where one of torchvision's publishes no such thing.
     """
     entry = get_pretrained(tag)
-    if entry.resize_size is not None:
-        if train:
-            raise ValueError(f"torchvision publishes no training size for {tag!r}; timm does, as {entry.repo!r}.")
-        return _preprocessing(entry, entry.input_size[1], entry.resize_size)
-    assert entry.crop_pct is not None
-    if train:
-        return _preprocessing(entry, entry.input_size[1], resize_size(entry.input_size[1], entry.crop_pct))
-    size = (entry.test_input_size or entry.input_size)[1]
-    return _preprocessing(entry, size, resize_size(size, entry.test_crop_pct or entry.crop_pct))
+    if train and entry.resize_size is not None:
+        raise ValueError(f"torchvision publishes no training size for {tag!r}; timm does, as {entry.repo!r}.")
+    return from_config(dataclasses.asdict(entry), train=train)
+
+
+def summary(entry: Pretrained) -> str:
+    """One line: tag, best reported accuracy, licence."""
+    best = max(entry.reported, key=lambda accuracy: accuracy.top1, default=None)
+    shown = f"top-1 {best.top1:.2f} % at {best.image_size}" if best else "no accuracy reported"
+    return f"{entry.tag:<44}{shown:<24}{entry.terms}"
+
+
+def facts(entry: Pretrained) -> dict[str, str]:
+    """Everything that is known, in words, in the order to be shown."""
+    shown = {
+        "tag": entry.tag,
+        "network": f"{entry.architecture}, {entry.num_parameters:,} parameters",
+        "classes": str(entry.num_classes) if entry.num_classes else "none: weights without a head",
+        "licence": entry.terms,
+        "from": entry.origin_url,
+        "paper": entry.paper_ids,
+        "repository": entry.repo and f"{entry.repo}, {entry.file}",
+        "url": entry.url,
+        "sha256 of url": entry.sha256 and f"begins with {entry.sha256}",
+        "evaluation": _described(preprocessing(entry.tag)),
+        "training size": _described(preprocessing(entry.tag, train=True)) if entry.crop_pct else None,
+        "layers": f"{entry.first_conv} is the first, {entry.classifier} the last",
+        "arithmetic": entry.gflops and f"{entry.gflops} G multiply-adds at {entry.input_size[1]} pixels",
+        "size of url": entry.file_size_mib and f"{entry.file_size_mib} MiB",
+    }
+    reported = {
+        f"at {accuracy.image_size} pixels": f"top-1 {accuracy.top1} %, top-5 {accuracy.top5} % ({accuracy.source})"
+        for accuracy in entry.reported
+    }
+    return {key: value for key, value in shown.items() if value} | reported
+
+
+def _described(transform: "Preprocessing") -> str:
+    size, shorter = transform.image_size, transform.resize_size
+    return (
+        f"shorter side to {shorter} ({transform.interpolation}), middle {size}x{size}, "
+        f"mean {transform.mean}, std {transform.std}"
+    )
+
+
+def from_config(config: Mapping[str, Any], *, train: bool = False) -> "Preprocessing":
+    """The transform that a configuration of timm's describes: of evaluation, or of training without augmentation.
+
+    Args:
+      config: `input_size`, `crop_pct`, `interpolation`, `mean`, `std`, perhaps `test_input_size` and `test_crop_pct`;
+        or `resize_size` in place of the percentages.
+      train: the size and crop of training.
+    """
+    from resnet_jax.data.transforms import Preprocessing  # brings Pillow, which `import resnet_jax` does without
+
+    size, crop_pct = config["input_size"], config["crop_pct"]
+    if not train:
+        size, crop_pct = config.get("test_input_size") or size, config.get("test_crop_pct") or crop_pct
+    image_size = size[-1]
+    # timm rounds down; torchvision states the number itself.
+    resize_size = config.get("resize_size") or math.floor(image_size / crop_pct)
+    return Preprocessing(image_size, resize_size, config["interpolation"], tuple(config["mean"]), tuple(config["std"]))
 
 
 def class_names(tag: str) -> tuple[str, ...]:
@@ -175,27 +233,13 @@ def imagenet_names() -> tuple[str, ...]:
     return tuple(json.loads((HERE / "imagenet1k.json").read_text()))
 
 
-def resize_size(image_size: int, crop_pct: float) -> int:
-    """Pixels of the shorter side before the middle crop, by timm's rule."""
-    return math.floor(image_size / crop_pct)
-
-
-def _preprocessing(entry: Pretrained, image_size: int, resize: int) -> "Preprocessing":
-    return Preprocessing(image_size, resize, entry.interpolation, entry.mean, entry.std)
-
-
 def _choose(name: str) -> str:
     """What to say to somebody who gives no tag."""
     tags = list_pretrained(f"{name}.*")
     if not tags:
         return f"there are no published weights of {name!r}: resnet_jax.list_pretrained() has all that there are."
-    lines = []
-    for entry in map(get_pretrained, tags):
-        best = max(entry.reported, key=lambda accuracy: accuracy.top1, default=None)
-        shown = f"top-1 {best.top1:.2f} % at {best.image_size}" if best else "no accuracy reported"
-        lines.append(f"  {entry.tag:<44}{shown:<24}{entry.terms}")
     head = f"{name!r} names a network and not its weights, and none are taken silently; choose a tag:"
-    return "\n".join([head, *lines])
+    return "\n".join([head, *(f"  {summary(get_pretrained(tag))}" for tag in tags)])
 
 
 @functools.cache
@@ -210,5 +254,5 @@ def _entries() -> Mapping[str, Pretrained]:
 
 
 def _entry(row: Mapping[str, Any]) -> Pretrained:
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
     return Pretrained(**fields | {"reported": tuple(Accuracy(**accuracy) for accuracy in row["reported"])})
