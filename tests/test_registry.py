@@ -105,7 +105,9 @@ def test_accuracies_are_those_of_the_csv():
 def weights():
     """torchvision's own entry of each of its tags."""
     models = pytest.importorskip("torchvision.models")
-    names = [name for name in models.list_models(models) if models.get_model_builder(name).__module__.endswith("resnet")]
+    names = [
+        name for name in models.list_models(models) if models.get_model_builder(name).__module__.endswith("resnet")
+    ]
     return {f"{name}.{entry.name}": entry for name in names for entry in models.get_model_weights(name)}
 
 

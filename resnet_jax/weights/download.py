@@ -54,9 +54,10 @@ def from_hub(repo: str, file: str, revision: str = "main") -> pathlib.Path:
       DownloadError: no such repository, no access, no connection, no space, an unwritable cache, a damaged file.
     """
     import huggingface_hub
+    from huggingface_hub import constants
 
     what = f"{file} of {repo}" + (f" at {revision}" if revision != "main" else "")
-    with _explained(what, huggingface_hub.constants.HF_HUB_CACHE):
+    with _explained(what, constants.HF_HUB_CACHE):
         cached = huggingface_hub.try_to_load_from_cache(repo, file, revision=revision)
         fresh = not isinstance(cached, str)
         path = pathlib.Path(cached) if isinstance(cached, str) else _ask_hub(repo, file, revision)
@@ -100,14 +101,19 @@ def from_url(url: str, sha256: str | None = None) -> pathlib.Path:
     return path
 
 
-def _ask_hub(repo: str, file: str, revision: str) -> pathlib.Path:
-    import huggingface_hub
+def _ask_hub(repo: str, file: str, revision: str, tries: int = 3) -> pathlib.Path:
+    """The client resumes after most failures; a connection that is reset it passes on, and has kept nothing."""
+    from huggingface_hub import hf_hub_download
 
-    return pathlib.Path(
-        huggingface_hub.hf_hub_download(
-            repo, file, revision=revision, library_name="resnet_jax", library_version=__version__
-        )
-    )
+    agent = {"library_name": "resnet_jax", "library_version": __version__}
+    try:
+        return pathlib.Path(hf_hub_download(repo, file, revision=revision, **agent))
+    except (OSError, ValueError):  # a refusal, also of the server's, and of this disk
+        raise
+    except Exception:
+        if tries == 1:
+            raise
+        return _ask_hub(repo, file, revision, tries - 1)
 
 
 # From a URL ---------------------------------------------------------------------------------------------
