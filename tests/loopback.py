@@ -79,7 +79,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return content, {"ETag": f'"{hashlib.md5(content).hexdigest()}"'} if content is not None else {}
         repo, _, file = found.groups()
         if repo not in state.repos:
-            return None, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
+            return None, {"X-Error-Code": "RepoNotFound"}
         content = state.repos[repo].get(file)
         if content is None:
             return None, {

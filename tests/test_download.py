@@ -11,8 +11,8 @@ import time
 import numpy as np
 import pytest
 from huggingface_hub import constants
-from loopback import COMMIT, Server
 
+from loopback import COMMIT, Server
 from resnet_jax.weights import download
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -1,4 +1,4 @@
-"""The table of published weights equals timm's and torchvision's own, field by field, and every name leads somewhere."""
+"""The table of published weights equals timm's and torchvision's own, field by field; every name leads to its net."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ SAME_FIELDS = (
 
 @pytest.fixture(scope="module")
 def configs():
-    """timm's own configuration of each of its tags."""
+    """The configuration in timm of each of its tags."""
     timm = pytest.importorskip("timm")
     from timm.models import resnet
 
@@ -103,7 +103,7 @@ def test_accuracies_are_those_of_the_csv():
 
 @pytest.fixture(scope="module")
 def weights():
-    """torchvision's own entry of each of its tags."""
+    """The entry in torchvision of each of its tags."""
     models = pytest.importorskip("torchvision.models")
     names = [
         name for name in models.list_models(models) if models.get_model_builder(name).__module__.endswith("resnet")
@@ -194,7 +194,7 @@ def test_old_names_are_timms():
     table = pytest.importorskip("timm.models._registry")._module_to_deprecated_models["resnet"]
     assert set(table) == set(ALIASES)
     for name, target in table.items():
-        with pytest.warns(DeprecationWarning):
+        with pytest.warns(DeprecationWarning, match="deprecated name of"):
             entry = registry.get_pretrained(name)
         if not name.startswith("ig_"):  # timm leads all of these to the narrowest
             assert entry.tag.startswith(target)

@@ -105,9 +105,8 @@ def _ask_hub(repo: str, file: str, revision: str, tries: int = 3) -> pathlib.Pat
     """The client resumes after most failures; a connection that is reset it passes on, and has kept nothing."""
     from huggingface_hub import hf_hub_download
 
-    agent = {"library_name": "resnet_jax", "library_version": __version__}
     try:
-        return pathlib.Path(hf_hub_download(repo, file, revision=revision, **agent))
+        return pathlib.Path(hf_hub_download(repo, file, revision=revision, user_agent=f"resnet_jax/{__version__}"))
     except (OSError, ValueError):  # a refusal, also of the server's, and of this disk
         raise
     except Exception:
