@@ -92,11 +92,11 @@ def test_a_tag_is_downloaded_after_its_licence_is_told(server, caplog, monkeypat
         download, "from_hub", lambda *args, **kwargs: told_before.append(caplog.text) or original(*args, **kwargs)
     )
     model, variables = resnet_jax.load_pretrained(TAG, train=False)
-    assert "test_resnet.r160_in1k: apache-2.0" in told_before[0]
+    assert "test_resnet.r160_in1k: licence apache-2.0" in told_before[0]
     assert model == resnet_jax.create_model("test_resnet", train=False)
     assert same(variables, random_net("test_resnet")[1])
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(variables))
-    assert model.apply(variables, IMAGES).shape == (2, 1000)
+    assert jax.eval_shape(model.apply, variables, IMAGES).shape == (2, 1000)
     asked = len(server.requests)
     caplog.clear()
     resnet_jax.load_pretrained(TAG)
@@ -106,7 +106,10 @@ def test_a_tag_is_downloaded_after_its_licence_is_told(server, caplog, monkeypat
 
 def test_terms_are_told_in_words(server, caplog):
     server.repos["timm/resnet50.fb_swsl_ig1b_ft_in1k"] = server.repos["timm/resnet50.bamboo"] = {}
-    for tag, said in {"resnet50.fb_swsl_ig1b_ft_in1k": "NO COMMERCIAL USE", "resnet50.bamboo": "not stated"}.items():
+    for tag, said in {
+        "resnet50.fb_swsl_ig1b_ft_in1k": "NO COMMERCIAL USE",
+        "resnet50.bamboo": "licence not stated",
+    }.items():
         with pytest.raises(download.NoSuchFile):
             resnet_jax.load_pretrained(tag)
         assert said in caplog.text
@@ -196,7 +199,8 @@ def test_a_new_head_and_stem_come_from_the_key_and_are_logged(server, caplog):
         variables["params"]["conv1"]["0"]["kernel"], given["params"]["conv1"]["0"]["kernel"].sum(2, keepdims=True), 1e-6
     )
     assert same(variables["params"]["layer4"], given["params"]["layer4"])
-    assert model.apply(variables, IMAGES[..., :1], train=False).shape == (2, 5)
+    grey = IMAGES[..., :1]
+    assert jax.eval_shape(partial(model.apply, train=False), variables, grey).shape == (2, 5)
     assert same(load()[1], variables)
     other = load(key=jax.random.key(4))[1]
     assert not np.array_equal(other["params"]["fc"]["kernel"], variables["params"]["fc"]["kernel"])
@@ -208,8 +212,8 @@ def test_overrides_are_fields_and_their_dtypes_are_kept(server, caplog):
     model, variables = resnet_jax.load_pretrained(TAG, output_stride=8, train=False, param_dtype="bfloat16")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(variables["params"])} == {"bfloat16"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(variables["batch_stats"])} == {"float32"}
-    features = model.apply(variables, IMAGES, features=["layer4"])["layer4"]
-    assert features.shape[1:3] == (8, 8)
+    features = jax.eval_shape(partial(model.apply, features=["layer4"]), variables, IMAGES)
+    assert features["layer4"].shape[1:3] == (8, 8)
     assert "differs" not in caplog.text
     with pytest.raises(convert.ConversionError, match="fc.kernel"):
         resnet_jax.load_pretrained(TAG, global_pool="catavgmax")
@@ -444,7 +448,7 @@ def test_a_folder_and_a_configuration_of_timms_own_are_read(tmp_path):
     hub_of_timm.save_for_hf(theirs, tmp_path, safe_serialization=True)
     model, variables = resnet_jax.load_pretrained(f"local-dir:{tmp_path}")
     assert (model.num_classes, model.global_pool) == (6, "max")
-    ours = model.apply(variables, IMAGES[..., :1], train=False)
+    ours = jax.jit(partial(model.apply, train=False))(variables, IMAGES[..., :1])
     import torch
 
     with torch.no_grad():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
+from resnet_jax import cli
 from resnet_jax.models.variants import ALIASES
 from resnet_jax.weights import registry
 
@@ -265,3 +266,45 @@ def test_a_network_is_not_built_with_weights(word):
 def test_no_tag_is_there_twice():
     rows = json.loads((registry.HERE / "registry.json").read_text())["entries"]
     assert len(rows) == len({row["tag"] for row in rows})
+
+
+# The command --------------------------------------------------------------------------------------------
+
+
+def test_info_shows_everything(capsys):
+    assert cli.main(["info", "resnet152.tv2_in1k"]) == 0
+    shown = capsys.readouterr().out
+    for said in (
+        "resnet152, 60,192,808 parameters",
+        "licence         bsd-3-clause",
+        "timm/resnet152.tv2_in1k, model.safetensors",
+        "https://download.pytorch.org/models/resnet152-f82ba261.pth",
+        "begins with f82ba261",
+        "evaluation      shorter side to 232 (bilinear), middle 224x224, mean (0.485, 0.456, 0.406)",
+        "training size   shorter side to 201 (bilinear), middle 176x176",
+        "at 224 pixels   top-1 82.294 %, top-5 96.0 % (timm results-imagenet.csv)",
+    ):
+        assert said in shown
+    assert cli.main(["info", "resnet152.IMAGENET1K_V2"]) == 0
+    assert "11.514 G multiply-adds" in capsys.readouterr().out
+    assert cli.main(["info", "resnet50.bamboo"]) == 0
+    assert "licence         not stated" in capsys.readouterr().out
+    assert cli.main(["info", "resnet152"]) == 2
+    assert "choose a tag" in capsys.readouterr().err
+
+
+def test_list_shows_published_weights(capsys):
+    assert cli.main(["list", "--pretrained", "resnext101_32x32d*"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.split(None, 1) == [
+        "resnext101_32x32d.fb_wsl_ig1b_ft_in1k",
+        "top-1 85.09 % at 224    licence cc-by-nc-4.0, NO COMMERCIAL USE",
+    ]
+    assert cli.main(["list", "--pretrained", "vgg*"]) == 2
+    assert "no published weights match 'vgg*'" in capsys.readouterr().err
+
+
+def test_every_tag_can_be_shown(capsys):
+    for tag in registry.list_pretrained():
+        assert cli.main(["info", tag]) == 0
+    assert capsys.readouterr().out.count("evaluation      ") == len(registry.list_pretrained())

@@ -92,7 +92,7 @@ class Pretrained:
     @property
     def terms(self) -> str:
         """The licence in words."""
-        stated = self.license or "licence not stated"
+        stated = self.license or "not stated"
         return f"{stated}, NO COMMERCIAL USE" if self.non_commercial else stated
 
 
@@ -158,7 +158,7 @@ def summary(entry: Pretrained) -> str:
     """One line: tag, best reported accuracy, licence."""
     best = max(entry.reported, key=lambda accuracy: accuracy.top1, default=None)
     shown = f"top-1 {best.top1:.2f} % at {best.image_size}" if best else "no accuracy reported"
-    return f"{entry.tag:<44}{shown:<24}{entry.terms}"
+    return f"{entry.tag:<44}{shown:<24}licence {entry.terms}"
 
 
 def facts(entry: Pretrained) -> dict[str, str]:

@@ -81,7 +81,7 @@ def _tag(entry: registry.Pretrained) -> Source:
 @functools.cache  # once for each
 def _announce(tag: str) -> None:
     entry = registry.get_pretrained(tag)
-    logger.warning("weights %s: %s (%s)", tag, entry.terms, entry.origin_url or entry.url or entry.repo)
+    logger.warning("weights %s: licence %s (%s)", tag, entry.terms, entry.origin_url or entry.url or entry.repo)
 
 
 def _repository(text: str) -> Source:
