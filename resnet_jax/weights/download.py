@@ -22,6 +22,8 @@ from resnet_jax.weights.formats import TORCH_SUFFIXES
 SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
 # No compression: the length and the ranges of the file itself are wanted.
 HEADERS = {"Accept-Encoding": "identity"}
+# Of a download whose connection is reset, each of which got further than the one before.
+TRIES = 10
 # Beginnings of what is sometimes saved under the name of weights, and what it is.
 NOT_WEIGHTS = {
     b"<": "a web page, perhaps an error message",
@@ -126,8 +128,8 @@ def _download(url: str, path: pathlib.Path, sha256: str | None) -> None:
     version = sha256 or headers.get("etag") or headers.get("last-modified")
     digest = hashlib.sha256((version or "").encode()).hexdigest()[:8]
     partial = path.with_name(f".{path.name}.{digest}.partial")
-    if not version or (partial.exists() and size is not None and partial.stat().st_size > size):
-        partial.unlink(missing_ok=True)  # nothing says that its rest would fit to it
+    if not version or size is None or (partial.exists() and partial.stat().st_size > size):
+        partial.unlink(missing_ok=True)  # nothing would tell that the rest does not fit to it
     _check_space(path.parent, size, partial)
     try:
         _continue(url, partial, size)
@@ -156,7 +158,7 @@ def _continue(url: str, partial: pathlib.Path, size: int | None) -> None:
     """Adds the rest. The library retries most failures; one that it passes on is retried as long as bytes come."""
     from huggingface_hub.file_download import http_get
 
-    while True:
+    for left in reversed(range(TRIES)):
         with partial.open("ab") as file:
             before = file.tell()
             try:
@@ -164,8 +166,10 @@ def _continue(url: str, partial: pathlib.Path, size: int | None) -> None:
             except OSError:  # the server's refusals are OSErrors too
                 raise
             except Exception:
-                if file.tell() == before:
+                if file.tell() == before or not left:
                     raise
+                if size is None:  # from the start: a server may send all of it again, and no length would tell
+                    file.truncate(0)
 
 
 def _check_space(folder: pathlib.Path, size: int | None, partial: pathlib.Path) -> None:
