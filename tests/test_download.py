@@ -269,6 +269,15 @@ def test_a_server_without_ranges_and_heads_still_gives_the_file(server, cache):
     assert download.from_url(f"{server.url}/net.pth").read_bytes() == LARGE
 
 
+def test_a_file_of_unknown_length_is_not_resumed(server, cache):
+    """Nothing would show that a server sent all of it again, where a part was asked for."""
+    server.heads = False
+    server.files = {"net.pth": LARGE}
+    server.drop_after, server.reset = 25_000_000, True
+    assert download.from_url(f"{server.url}/net.pth").read_bytes() == LARGE
+    assert server.bodies() == [None, None]
+
+
 def test_a_hash_may_be_given(server, cache):
     whole = hashlib.sha256(SMALL).hexdigest()
     assert download.from_url(url(server, hashed=False), whole).read_bytes() == SMALL
