@@ -162,7 +162,8 @@ def _continue(url: str, partial: pathlib.Path, size: int | None) -> None:
         with partial.open("ab") as file:
             before = file.tell()
             try:
-                return http_get(url, file, resume_size=before, headers=dict(HEADERS), expected_size=size)
+                http_get(url, file, resume_size=before, headers=dict(HEADERS), expected_size=size)
+                return
             except OSError:  # the server's refusals are OSErrors too
                 raise
             except Exception:
