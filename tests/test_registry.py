@@ -1,6 +1,7 @@
 """The table of published weights equals timm's and torchvision's own, field by field; every name leads to its net."""
 
 import dataclasses
+import doctest
 import json
 import math
 import pathlib
@@ -13,7 +14,7 @@ import pytest
 import resnet_jax
 from resnet_jax import cli
 from resnet_jax.models.variants import ALIASES
-from resnet_jax.weights import registry
+from resnet_jax.weights import registry, sources
 
 ROOT = pathlib.Path(__file__).parent.parent
 TIMM = [tag for tag in registry.list_pretrained() if registry.get_pretrained(tag).library == "timm"]
@@ -308,3 +309,10 @@ def test_every_tag_can_be_shown(capsys):
     for tag in registry.list_pretrained():
         assert cli.main(["info", tag]) == 0
     assert capsys.readouterr().out.count("evaluation      ") == len(registry.list_pretrained())
+
+
+def test_examples_in_docstrings_are_true():
+    for module in (registry, sources):
+        found = doctest.testmod(module)
+        assert found.attempted
+        assert not found.failed

@@ -57,11 +57,11 @@ def adapt(
 
     >>> import jax, jax.numpy as jnp
     >>> from resnet_jax import adapt, create_model
-    >>> one_rgb_image = jnp.zeros((1, 64, 64, 3))
-    >>> pretrained = create_model("test_resnet").init(jax.random.key(0), one_rgb_image, train=False)
-    >>> variables, diff = adapt(create_model("test_resnet", num_classes=10), pretrained, in_channels=1, waive=["fc"])
+    >>> model = create_model("test_resnet", train=False)
+    >>> pretrained = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    >>> variables, diff = adapt(model.clone(num_classes=10), pretrained, in_channels=1, waive=["fc"])
     >>> print(diff)
-    taken          92
+    taken          74
     adapted         1  params.conv1.0.kernel
     initialised     2  params.fc.bias, params.fc.kernel
     left over       2  params.fc.bias, params.fc.kernel
@@ -86,13 +86,9 @@ def adapt(
     """
     given = {path: as_numpy(leaf) for path, leaf in flatten_dict(dict(variables)).items()}
     images = jnp.zeros((1, 64, 64, in_channels))
-    mode: dict[str, Any] = {"train": False} if model.train is None else {}
-
-    key = jax.random.key(seed) if key is None else key
 
     def init() -> Variables:
-        fresh: Variables = dict(model.init(key, images, **mode))
-        return fresh
+        return dict(model.clone(train=False).init(jax.random.key(seed) if key is None else key, images))
 
     wanted = flatten_dict(jax.eval_shape(init))
     _check_waived(waive, [*given, *wanted])
