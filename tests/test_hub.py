@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import os
 import subprocess
 import sys
 import types
@@ -462,15 +461,16 @@ def test_a_folder_and_a_configuration_of_timms_own_are_read(tmp_path):
 
 
 def test_importing_the_library_imports_nothing_heavy():
+    """Neither does a question to the table of weights."""
+    heavy = {"huggingface_hub", "httpx", "httpx2", "tqdm", "optax", "orbax", "PIL", "torch", "timm", "grain", "cv2"}
     code = """
 import sys, jax, flax
 before = set(sys.modules)
 import resnet_jax
-print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))
 resnet_jax.list_pretrained()
 print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
-    first, second = (set(line.split()) for line in done.stdout.splitlines())
-    assert first <= {"resnet_jax", "safetensors", "difflib", "fnmatch", "uuid", "doctest"}, done.stderr
-    assert not {"huggingface_hub", "optax", "orbax", "PIL", "tqdm", "httpx2", "torch"} & (first | second)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    imported = set(done.stdout.split())
+    assert "resnet_jax" in imported, done.stderr
+    assert not heavy & imported
