@@ -40,6 +40,9 @@ from resnet_jax.version import __version__
 from resnet_jax.weights.adapt import adapt, graft
 from resnet_jax.weights.convert import from_torch, to_torch
 from resnet_jax.weights.fold import fold_batch_norm
+from resnet_jax.weights.hub import load_pretrained, save_pretrained
+from resnet_jax.weights.registry import list_pretrained
+from resnet_jax.weights.sources import class_names, preprocessing
 
 __all__ = [
     "BasicBlock",
@@ -53,6 +56,7 @@ __all__ = [
     "cifar_resnet32",
     "cifar_resnet44",
     "cifar_resnet56",
+    "class_names",
     "conv1x1",
     "conv3x3",
     "create_model",
@@ -62,8 +66,11 @@ __all__ = [
     "from_torch",
     "graft",
     "list_models",
+    "list_pretrained",
+    "load_pretrained",
     "plain18",
     "plain34",
+    "preprocessing",
     "resnet101",
     "resnet101d",
     "resnet152",
@@ -79,6 +86,7 @@ __all__ = [
     "resnext101_32x8d",
     "resnext101_64x4d",
     "resnext50_32x4d",
+    "save_pretrained",
     "senet154",
     "seresnet50",
     "seresnext50_32x4d",

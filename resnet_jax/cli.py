@@ -12,7 +12,7 @@ import numpy as np
 from resnet_jax import cli_inference
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variants import create_model, list_models
-from resnet_jax.weights import convert, formats
+from resnet_jax.weights import convert, formats, registry
 
 Variables = dict[str, Any]
 
@@ -33,7 +33,12 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("list", help="the networks, with their numbers of parameters")
     verb.add_argument("pattern", nargs="?", default="*", help="as in a shell: 'resnext*'")
+    verb.add_argument("--pretrained", action="store_true", help="published weights instead, with accuracy and licence")
     verb.set_defaults(run=_list)
+
+    verb = verbs.add_parser("info", help="all that is known of published weights")
+    verb.add_argument("tag", help="as in `resnet-jax list --pretrained`: resnet50.a1_in1k")
+    verb.set_defaults(run=_info)
 
     verb = verbs.add_parser("convert", help="PyTorch weights to Flax variables, and back")
     verb.add_argument("source", help="a .pth or .safetensors file, a workdir of train.py, or a folder of variables")
@@ -56,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(arguments: argparse.Namespace) -> int:
+    if arguments.pretrained:
+        return _list_pretrained(arguments.pattern)
     names = list_models(arguments.pattern)
     if not names:
         raise ValueError(f"no network matches {arguments.pattern!r}: `resnet-jax list` shows all.")
@@ -64,6 +71,21 @@ def _list(arguments: argparse.Namespace) -> int:
         images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
         init = jax.eval_shape(lambda x, model=model: model.init(jax.random.key(0), x, train=False), images)
         print(f"{name:<20}{sum(leaf.size for leaf in jax.tree.leaves(init['params'])):>13,} parameters")
+    return 0
+
+
+def _list_pretrained(pattern: str) -> int:
+    tags = registry.list_pretrained(pattern)
+    if not tags:
+        raise ValueError(f"no published weights match {pattern!r}: `resnet-jax list --pretrained` shows all.")
+    for entry in map(registry.get_pretrained, tags):
+        print(registry.summary(entry))
+    return 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    for key, value in registry.facts(registry.get_pretrained(arguments.tag)).items():
+        print(f"{key:<16}{value}")
     return 0
 
 

@@ -57,9 +57,9 @@ def test_nothing_to_adapt_takes_everything_as_it_is(pretrained):
 
 def test_a_new_head_is_drawn_and_the_diff_says_so(pretrained):
     model = resnet_jax.create_model("test_resnet", num_classes=7)
-    variables, diff = resnet_jax.adapt(model, pretrained, waive=["fc"], seed=1)
-    again, _ = resnet_jax.adapt(model, pretrained, waive=["fc"], seed=1)
-    other, _ = resnet_jax.adapt(model, pretrained, waive=["fc"], seed=2)
+    variables, diff = resnet_jax.adapt(model, pretrained, waive=["fc"], key=jax.random.key(1))
+    again, _ = resnet_jax.adapt(model, pretrained, waive=["fc"], key=jax.random.key(1))
+    other, _ = resnet_jax.adapt(model, pretrained, waive=["fc"], key=jax.random.key(2))
     kernel = variables["params"]["fc"]["kernel"]
     assert kernel.shape == (96, 7)
     assert np.abs(kernel).max() <= 96**-0.5

@@ -233,6 +233,11 @@ def create_model(name: str, /, **kwargs: Any) -> ResNet:
         hint = f"did you mean {' or '.join(near)}?" if near else "see resnet_jax.list_models()."
         raise ValueError(f"unknown model {name!r}: {hint}")
     fields = [field.name for field in dataclasses.fields(ResNet) if field.name not in ("parent",)]
+    if kwargs.keys() & {"pretrained", "weights"}:
+        raise TypeError(
+            "a network is built without weights; for both write "
+            f'model, variables = load_pretrained("{name}.<tag>"), with a tag from list_pretrained("{name}.*").'
+        )
     for unknown in kwargs.keys() - fields:
         near = difflib.get_close_matches(unknown, fields, n=1)
         hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(fields)}."

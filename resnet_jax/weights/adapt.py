@@ -50,7 +50,7 @@ def adapt(
     *,
     in_channels: int = 3,
     waive: Sequence[str] = (),
-    seed: int = 0,
+    key: jax.Array | None = None,
 ) -> tuple[Variables, Diff]:
     """Fits converted variables to a model with other classes, input channels or output stride.
 
@@ -73,7 +73,7 @@ def adapt(
       variables: those of a network that differs in some parts, e.g. what `from_torch` gives.
       in_channels: channels of the images that the model will see.
       waive: modules (`fc`, `layer4.0.se`) that may be initialised anew, left over, or both.
-      seed: of what is initialised.
+      key: of `jax.random`, for what is initialised; by default `jax.random.key(0)`.
 
     Returns:
       The model's variables, NumPy arrays in the dtypes that they had, and what became of each.
@@ -84,9 +84,10 @@ def adapt(
     """
     given = {path: as_numpy(leaf) for path, leaf in flatten_dict(dict(variables)).items()}
     images = jnp.zeros((1, 64, 64, in_channels))
+    key = jax.random.key(0) if key is None else key
 
     def init() -> Variables:
-        return dict(model.clone(train=False).init(jax.random.key(seed), images))
+        return dict(model.clone(train=False).init(key, images))
 
     wanted = flatten_dict(jax.eval_shape(init))
     _check_waived(waive, [*given, *wanted])
