@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib
 import json
 import pathlib
 import sys
@@ -84,7 +83,7 @@ def _load(arguments: argparse.Namespace, read: Read) -> Net:
     elif arguments.network:
         net = _assumed(*read(source, arguments.network, None))
     else:
-        net = _of_hub(source, path)
+        net = _of_source(source)
     return dataclasses.replace(net, preprocessing=_adjusted(arguments, net))
 
 
@@ -124,13 +123,20 @@ def _assumed(model: ResNet, variables: Mapping[str, Any]) -> Net:
     return Net(model, variables, small if model.stem == "cifar" else IMAGENET, assumed=True)
 
 
-def _of_hub(source: str, path: pathlib.Path) -> Net:
-    hub = importlib.import_module("resnet_jax.weights.hub")  # with what it needs, for those who need it
+def _of_source(source: str) -> Net:
+    """Any source of `load_pretrained`, with what it knows of images and classes."""
+    from resnet_jax.weights import hub, sources  # with what they need, for those who need it
+
     model, variables = hub.load_pretrained(source)
-    if path.exists() or ":" in source:  # a file, a folder, a URL or hf-hub:
-        return _assumed(model, variables)
-    registry = importlib.import_module("resnet_jax.weights.registry")
-    return Net(model, variables, registry.preprocessing(source), registry.class_names(source))
+    try:
+        class_names = sources.class_names(source)
+    except ValueError as error:
+        _say(f"classes have numbers for names: {error}")
+        class_names = None
+    try:
+        return Net(model, variables, sources.preprocessing(source), class_names)
+    except ValueError:  # a file, or a folder or repository without it
+        return dataclasses.replace(_assumed(model, variables), class_names=class_names)
 
 
 # predict ------------------------------------------------------------------------------------------------

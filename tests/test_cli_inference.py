@@ -2,8 +2,6 @@
 
 import json
 import pathlib
-import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -135,19 +133,28 @@ def test_options_change_the_preprocessing(weights, capsys):
     assert "assumed" not in err
 
 
-def test_a_tag_goes_through_hub_and_registry(monkeypatch, folder, capsys):
-    hub, registry = types.ModuleType("hub"), types.ModuleType("registry")
-    hub.load_pretrained = lambda source: (MODEL, random_variables(1))
-    registry.preprocessing = {"cifar.mine": GREY}.__getitem__
-    registry.class_names = {"cifar.mine": ("w", "x", "y", "z")}.__getitem__
-    monkeypatch.setitem(sys.modules, "resnet_jax.weights.hub", hub)
-    monkeypatch.setitem(sys.modules, "resnet_jax.weights.registry", registry)
-    path = str(folder / "test" / "ant" / "0.png")
-    assert cli.main(["predict", path, "--model=cifar.mine"]) == 0
-    assert {line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:]} == set("wxyz")
-    registry.class_names = {"cifar.mine": ("w", "x", "y")}.__getitem__
-    assert cli.main(["predict", path, "--model=cifar.mine"]) == 2
-    assert "there are 3 class names for the network's 4 classes" in capsys.readouterr().err
+def test_a_saved_folder_says_how_images_are_prepared_and_what_classes_are_called(tmp_path, folder, capsys):
+    transform = Preprocessing(16, 18, "bilinear", (0.25,) * 3, (0.5,) * 3)
+    saved, path = str(tmp_path / "saved"), str(folder / "test" / "ant" / "0.png")
+    resnet_jax.save_pretrained(
+        MODEL, random_variables(3), saved, preprocessing=transform, label_names=("w", "x", "y", "z")
+    )
+    assert cli.main(["predict", path, f"--model={saved}"]) == 0
+    out, err = capsys.readouterr()
+    assert {line.split()[-1] for line in out.splitlines()[1:]} == set("wxyz")
+    assert "assumed" not in err
+    assert cli.main(["evaluate", f"--data={folder}", f"--model={saved}"]) == 0
+    assert str(transform) in capsys.readouterr().out
+
+
+def test_a_saved_folder_that_does_not_say_so_is_assumed_aloud(tmp_path, folder, capsys):
+    saved, path = str(tmp_path / "saved"), str(folder / "test" / "ant" / "0.png")
+    resnet_jax.save_pretrained(MODEL, random_variables(3), saved)
+    assert cli.main(["predict", path, f"--model={saved}"]) == 0
+    out, err = capsys.readouterr()
+    assert "class 3" in out
+    assert "classes have numbers for names" in err
+    assert "assumed, as customary" in err
 
 
 def test_progress_is_one_rewritten_line(monkeypatch, capsys, workdir):
