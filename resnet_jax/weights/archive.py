@@ -101,7 +101,14 @@ def _directory_span(data: memoryview) -> tuple[int, int, int]:
     if bytes(data[max(end - 20, 0) : max(end - 16, 0)]) == LOCATOR_64:
         _, disk, position, disks = _unpack("<4sLQL", data, end - 20)
         signature, length, _, _, disk, first_disk, here, count, size, start = _unpack("<4sQ2H2L4Q", data, position)
-        if signature != END_64 or disk or first_disk or disks > 1 or here != count or position + 12 + length != end - 20:
+        if (
+            signature != END_64
+            or disk
+            or first_disk
+            or disks > 1
+            or here != count
+            or position + 12 + length != end - 20
+        ):
             raise WeightFileError("the 64-bit end of its zip directory contradicts the file: it is damaged.")
         end = position
     if start + size != end:
@@ -144,7 +151,9 @@ def _wide(extra: memoryview, *values: int) -> list[int]:
 def _member(data: memoryview, entry: _Entry, directory: int) -> Member:
     """The member of an entry, which its own header must confirm."""
     said = repr(entry.name[:80])
-    signature, _, flags, method, _, _, crc, stored, size, name_size, extra_size = _unpack("<4s5H3L2H", data, entry.header)
+    signature, _, flags, method, _, _, crc, stored, size, name_size, extra_size = _unpack(
+        "<4s5H3L2H", data, entry.header
+    )
     name = entry.header + 30
     if (flags | entry.flags) & ENCRYPTED:
         raise WeightFileError(f"the member {said} of its zip is encrypted.")

@@ -12,16 +12,16 @@ import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from resnet_jax.weights.errors import WeightFileError
 from resnet_jax.weights.pickles import Inert
+from resnet_jax.weights.safetensorsfile import read_safetensors
 from resnet_jax.weights.torchfile import TorchFile, read_legacy, read_zip
 from resnet_jax.weights.torchnames import Tensor
 from resnet_jax.weights.torchwrite import write_torch
@@ -30,19 +30,23 @@ logger = logging.getLogger(__name__)
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".tar")
 # Where a checkpoint of somebody's training script keeps the weights, and their moving average (EMA).
-CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "student")
+CONTAINERS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "network",
+    "module",
+    "weights",
+    "student",
+)
 EMA_CONTAINERS = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema", "ema_weights"),
     "teacher",
 )
-# Names of safetensors -> dtypes of NumPy. Eight-bit floats are left out: no ResNet has them.
-SAFETENSORS_DTYPES: dict[str, Any] = {
-    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
-    **{f"{letter}{bits}": f"{kind}{bits}" for letter, kind in {"I": "int", "U": "uint"}.items() for bits in (8, 16, 32, 64)},
-    **{"BOOL": "bool", "C64": "complex64", "BF16": ml_dtypes.bfloat16},
-}
-# Largest tables that are parsed; those of a ResNet of a thousand layers have a tenth of this.
-MAX_HEADER, MAX_INDEX = 4 << 20, 2 << 20
+# Largest index of a sharded file that is parsed; that of a ResNet of a thousand layers has a fifth of this.
+MAX_INDEX = 2 << 20
 
 
 def load_state_dict(path: str | os.PathLike[str], *, ema: bool = False) -> dict[str, np.ndarray]:
@@ -52,7 +56,7 @@ def load_state_dict(path: str | os.PathLike[str], *, ema: bool = False) -> dict[
     the format has them, which is PyTorch's zip format alone: in others a changed byte of a tensor cannot be seen.
 
     Args:
-      path: the file, or a folder with one `*.index.json` or one `*.safetensors` in it.
+      path: the file, or a folder with a `*.index.json` or a `model.safetensors` in it, as Hugging Face's have.
       ema: take the moving average of the weights, which training scripts keep beside them.
 
     Returns:
@@ -83,9 +87,7 @@ def save_state_dict(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarra
     """
     file = pathlib.Path(path).expanduser()
     if file.suffix not in (".safetensors", *TORCH_SUFFIXES):
-        raise WeightFileError(
-            f"{path}: weights are written as .safetensors or for PyTorch; give a name that ends in .safetensors or .pth."
-        )
+        raise WeightFileError(f"{path}: weights are written as .safetensors or .pth; give a name that ends so.")
     file.parent.mkdir(parents=True, exist_ok=True)
     plain = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     with _replacing(file) as temporary:
@@ -93,6 +95,12 @@ def save_state_dict(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarra
             safetensors.numpy.save_file(plain, temporary, metadata={"format": "pt"})
         else:
             write_torch(temporary, plain)
+
+
+def holds_weights(path: str | os.PathLike[str]) -> bool:
+    """Whether `load_state_dict` is to read `path`: a file, or a folder with weights under their usual names."""
+    place = pathlib.Path(path).expanduser()
+    return not place.is_dir() or bool(_in_folder(place))
 
 
 def as_numpy(tensor: Any) -> np.ndarray:
@@ -116,16 +124,21 @@ def as_numpy(tensor: Any) -> np.ndarray:
 
 
 def _find(path: pathlib.Path) -> pathlib.Path:
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise WeightFileError("there is no such file.")
-    for pattern in ("*.index.json", "*.safetensors"):
-        if found := sorted(path.glob(pattern)):
-            if len(found) > 1:
-                raise WeightFileError(f"the folder has several {pattern} ({', '.join(f.name for f in found[:4])}): name one.")
+    if path.is_dir():
+        found = _in_folder(path)
+        if len(found) == 1:
             return found[0]
-    raise WeightFileError("the folder has neither an *.index.json nor a *.safetensors.")
+        several = f"several: {', '.join(file.name for file in found[:4])}. Name one." if found else "neither."
+        raise WeightFileError(f"of *.index.json and model.safetensors the folder has {several}")
+    if not path.is_file():
+        raise WeightFileError("there is no such file.")
+    return path
+
+
+def _in_folder(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The file of weights in a folder such as Hugging Face's, safetensors first; several if that cannot be told."""
+    found = (sorted(folder.glob(name)) for name in ("model.safetensors", "*.safetensors.index.json", "*.index.json"))
+    return next((files for files in found if files), [])
 
 
 def _mapped(file: pathlib.Path) -> memoryview:
@@ -143,7 +156,7 @@ def _load_one(file: pathlib.Path, data: memoryview, ema: bool = False) -> dict[s
     if head.startswith(b"\x80"):
         return _load_torch(read_legacy(data), ema)
     if head[8:9] == b"{":
-        return _refuse_ema(_load_safetensors(file, data), ema)
+        return _refuse_ema(read_safetensors(file, data), ema)
     raise WeightFileError(f"it is {_what_it_is(head)}")
 
 
@@ -155,30 +168,14 @@ def _what_it_is(head: bytes) -> str:
         return "a Git LFS pointer, which stands for the file: run `git lfs pull`."
     if head[257:262] == b"ustar":
         return "a tar archive: unpack it, or, if PyTorch made it before 2017, load it there and save it again."
-    for magic, name in {b"\x89HDF": "an HDF5 file", b"\x1f\x8b": "a gzip archive: unpack it", b"\x93NUMPY": "a .npy"}.items():
+    for magic, name in {
+        b"\x89HDF": "an HDF5 file",
+        b"\x1f\x8b": "a gzip archive: unpack it",
+        b"\x93NUMPY": "a .npy",
+    }.items():
         if head.startswith(magic):
             return f"{name}, where PyTorch's files and safetensors are read."
     return "damaged, cut short or of another kind than PyTorch's files and safetensors: download it again."
-
-
-def _load_safetensors(file: pathlib.Path, data: memoryview) -> dict[str, np.ndarray]:
-    size = int.from_bytes(data[:8], "little")
-    if size > MAX_HEADER:
-        raise WeightFileError(f"its header is said to have {size} bytes: it is damaged, or no safetensors file.")
-    try:
-        # The library checks the header: sizes agree with dtypes and shapes, and tensors follow each other without gaps.
-        with safetensors.safe_open(file, framework="np") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.offset_keys()}
-    except safetensors.SafetensorError as error:
-        raise WeightFileError(f"it is no whole safetensors file ({error!s:.200}): download it again.") from error
-    arrays, position = {}, 8 + size
-    for name, entry in slices.items():
-        if entry.get_dtype() not in SAFETENSORS_DTYPES:
-            raise WeightFileError(f"tensor {name[:80]!r} is of dtype {entry.get_dtype()}, which no ResNet has.")
-        shape, dtype = entry.get_shape(), SAFETENSORS_DTYPES[entry.get_dtype()]
-        arrays[name] = np.ndarray(shape, dtype, buffer=data, offset=position)
-        position += arrays[name].nbytes
-    return arrays
 
 
 def _load_sharded(index: pathlib.Path, data: memoryview) -> dict[str, np.ndarray]:
@@ -208,8 +205,8 @@ def _load_torch(file: TorchFile, ema: bool) -> dict[str, np.ndarray]:
     if found is None:
         wanted = EMA_CONTAINERS if ema else CONTAINERS
         raise WeightFileError(
-            f"it holds {_describe(file.content)}, no {'averaged weights' if ema else 'dictionary of tensors'}, also not "
-            f"under {', '.join(map(repr, wanted))}. Save model.state_dict()."
+            f"it holds {_describe(file.content)}, not {'averaged weights' if ema else 'a dictionary of tensors'}, also "
+            f"not under {', '.join(map(repr, wanted))}. Save model.state_dict()."
         )
     for name, value in found.items():
         if isinstance(value, Inert) and value.name.startswith(("torch._utils.", "a tensor of")):
@@ -222,7 +219,9 @@ def _load_torch(file: TorchFile, ema: bool) -> dict[str, np.ndarray]:
 
 def _refuse_ema(arrays: dict[str, np.ndarray], ema: bool) -> dict[str, np.ndarray]:
     if ema:
-        raise WeightFileError("it holds one set of weights, without an average beside it: read it without asking for EMA.")
+        raise WeightFileError(
+            "it holds one set of weights, without an average beside it: read it without asking for EMA."
+        )
     return arrays
 
 
@@ -240,7 +239,9 @@ def _unwrap(content: Any, containers: tuple[str, ...], depth: int = 4) -> dict[A
 def _averaged(content: Any) -> dict[Any, Any] | None:
     """The dictionary of averaged tensors in a checkpoint, or None."""
     inner = [content.get(key) for key in EMA_CONTAINERS] if isinstance(content, dict) else []
-    return next((found for value in inner if (found := _unwrap(value, (*EMA_CONTAINERS, *CONTAINERS))) is not None), None)
+    return next(
+        (found for value in inner if (found := _unwrap(value, (*EMA_CONTAINERS, *CONTAINERS))) is not None), None
+    )
 
 
 def _describe(content: Any) -> str:

@@ -5,7 +5,6 @@ views of the file.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,8 +12,9 @@ import numpy as np
 
 from resnet_jax.weights import archive
 from resnet_jax.weights.errors import WeightFileError
+from resnet_jax.weights.opcodes import run
 from resnet_jax.weights.pickles import SPARE, Budget, Pickle
-from resnet_jax.weights.torchnames import Tensor, StorageType, Storage, find_global
+from resnet_jax.weights.torchnames import Storage, StorageType, Tensor, find_global
 
 # The first pickle of a legacy file, and the version in the second.
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
@@ -51,7 +51,7 @@ def read_zip(data: memoryview) -> TorchFile:
             raise WeightFileError(f"it has no data for storage {storage.key[:80]!r}: it is damaged.")
         if member.size != storage.nbytes:
             raise WeightFileError(
-                f"storage {storage.key[:80]!r} is said to have {storage.nbytes} bytes, and has {member.size} in the file."
+                f"storage {storage.key[:80]!r} is said to have {storage.nbytes} bytes, the file has {member.size}."
             )
         return member
 
@@ -69,7 +69,7 @@ def read_zip(data: memoryview) -> TorchFile:
         }
 
     machine = Pickle(data[pickled.start :][: pickled.size], 0, find_global(len(data)), load_storage, _budget(data))
-    return TorchFile(machine.run(), arrays)
+    return TorchFile(run(machine), arrays)
 
 
 def read_legacy(data: memoryview) -> TorchFile:
@@ -88,11 +88,11 @@ def read_legacy(data: memoryview) -> TorchFile:
         return storage if view is None else _view(storage, view)
 
     machine = Pickle(data, 0, find_global(len(data)), load_storage, _budget(data))
-    if machine.run() != MAGIC:
+    if run(machine) != MAGIC:
         raise WeightFileError("it is a pickle, but not one that torch.save wrote.")
     version, system = _next(machine), _next(machine)
     if version != VERSION or not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise WeightFileError(f"it is of version {version!r:.40} or of a big-endian machine, which is not read.")
+        raise WeightFileError("it is of a version, or of a big-endian machine, that is not read.")
     content, keys = _next(machine), _next(machine)
     places = _places(data, machine.position, keys, storages)
 
@@ -123,7 +123,7 @@ def _budget(data: memoryview) -> Budget:
 
 def _next(machine: Pickle) -> Any:
     machine.memo.clear()
-    return machine.run()
+    return run(machine)
 
 
 def _storage(identity: Any, most: int) -> tuple[Storage, Any]:
@@ -131,7 +131,7 @@ def _storage(identity: Any, most: int) -> tuple[Storage, Any]:
     match identity:
         case ("storage", StorageType() as kind, str() as key, str(), int() as count, *rest) if len(rest) <= most - 5:
             if not 0 <= count < 1 << 62:
-                raise WeightFileError(f"storage {key[:80]!r} is said to have {count:.3g} elements.")
+                raise WeightFileError(f"storage {key[:80]!r} is said to have a number of elements that none can have.")
             return Storage(key, kind, 0, count), rest[0] if rest else None
         case ("module", *_):
             raise WeightFileError("a whole model is pickled in it, where only its weights are read.")
@@ -140,14 +140,15 @@ def _storage(identity: Any, most: int) -> tuple[Storage, Any]:
 
 def _view(storage: Storage, view: Any) -> Storage:
     match view:
-        case (str(), int() as offset, int() as count) if 0 <= offset and 0 <= count <= storage.count - offset:
+        case (str(), int() as offset, int() as count) if offset >= 0 and 0 <= count <= storage.count - offset:
             return Storage(storage.key, storage.type, offset, count)
     raise WeightFileError(f"a view of storage {storage.key[:80]!r} is larger than the storage: it is damaged.")
 
 
 def _places(data: memoryview, position: int, keys: Any, storages: Mapping[str, Storage]) -> dict[str, int]:
     """Where the bytes of each storage begin in a legacy file: behind a count of elements, in the order of `keys`."""
-    if not isinstance(keys, list) or len(keys) != len(storages) or {k for k in keys if isinstance(k, str)} != set(storages):
+    named = {key for key in keys if isinstance(key, str)} if isinstance(keys, list) else None
+    if named != storages.keys() or len(keys) != len(storages):
         raise WeightFileError("its list of storages is not that of its tensors: it is damaged.")
     places = {}
     for key in keys:

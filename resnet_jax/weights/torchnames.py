@@ -4,6 +4,7 @@ Whatever is not in `NAMES` is refused. To admit a name, add it to the row that s
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -61,7 +62,7 @@ def find_global(file_size: int) -> Callable[[str, str], Any]:
 
     It raises `WeightFileError` for a name that is not in the table.
     """
-    rebuilders = {name: Global(name, lambda args, build=build: build(args, file_size)) for name, build in TENSORS.items()}
+    rebuilders = {name: Global(name, functools.partial(build, file_size)) for name, build in TENSORS.items()}
 
     def find(module: str, name: str) -> Any:
         full = f"{module}.{name}"
@@ -71,19 +72,19 @@ def find_global(file_size: int) -> Callable[[str, str], Any]:
 
 
 def _refuse(full: str) -> NoReturn:
-    save = "where PyTorch is, and you trust the file, torch.save(model.state_dict(), NEW)."
+    save = "Where PyTorch is, and if you trust the file, save the weights alone: torch.save(model.state_dict(), NEW)."
     if full.startswith(("torch.nn.modules.", "torchvision.models.", "timm.models.", "torch.nn.parallel.")):
-        raise WeightFileError(f"a whole model is pickled in it ({full[:80]!r}), where only weights are read: {save}")
+        raise WeightFileError(f"a whole model is pickled in it ({full[:80]!r}), where only weights are read. {save}")
     raise WeightFileError(
-        f"its pickle names {full[:80]!r}, which is not among the names that weights need, so it was refused and nothing "
-        f"of it was run: {save}"
+        f"its pickle names {full[:80]!r}, which is not among the names that weights need: it was refused, and nothing "
+        f"of it run. {save}"
     )
 
 
 # Tensors ------------------------------------------------------------------------------------------------
 
 
-def _tensor(args: tuple[Any, ...], file_size: int) -> Tensor | Inert:
+def _tensor(file_size: int, args: tuple[Any, ...]) -> Tensor | Inert:
     """Arguments (storage, offset, size, stride, ...) of `_rebuild_tensor` and `_rebuild_tensor_v2`."""
     match args:
         case (Storage() as storage, offset, size, stride, *_):
@@ -91,7 +92,7 @@ def _tensor(args: tuple[Any, ...], file_size: int) -> Tensor | Inert:
     raise WeightFileError("its pickle makes a tensor from something that is no storage: it is damaged.")
 
 
-def _tensor_v3(args: tuple[Any, ...], file_size: int) -> Tensor | Inert:
+def _tensor_v3(file_size: int, args: tuple[Any, ...]) -> Tensor | Inert:
     """Those of `_rebuild_tensor_v3`, whose storage is of bytes, and whose seventh argument is the dtype."""
     match args:
         case (Storage() as storage, offset, size, stride, _, _, StorageType() as type_, *_):
@@ -99,19 +100,23 @@ def _tensor_v3(args: tuple[Any, ...], file_size: int) -> Tensor | Inert:
     raise WeightFileError("its pickle makes a tensor from something that is no storage: it is damaged.")
 
 
-def _checked(storage: Storage, type_: StorageType, offset: Any, size: Any, stride: Any, file_size: int) -> Tensor | Inert:
+def _checked(
+    storage: Storage, type_: StorageType, offset: Any, size: Any, stride: Any, file_size: int
+) -> Tensor | Inert:
     if type_.dtype is None:
         return Inert(f"a tensor of {type_.name}")
     numbers = isinstance(size, tuple) and isinstance(stride, tuple) and (offset, *size, *stride)
     if not numbers or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers) or len(size) != len(stride):
-        raise WeightFileError("its pickle has a tensor with a size, stride or offset that none can have: it is damaged.")
+        raise WeightFileError(
+            "its pickle has a tensor with a size, stride or offset that none can have: it is damaged."
+        )
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if count else -1
     item = type_.dtype.itemsize
     if len(size) > MAX_AXES or (last + 1) * item > storage.nbytes:
         raise WeightFileError(
-            f"its pickle has a tensor of shape {size[:8]} that reaches beyond its storage of {storage.nbytes} bytes: it "
-            "is damaged."
+            f"its pickle has a tensor of shape {size[:8]} that reaches beyond its storage of {storage.nbytes} bytes: "
+            "it is damaged."
         )
     # A stride of 0 can make a tensor larger than what is stored; larger than the whole file it is an attack.
     if count * item > file_size:
@@ -119,22 +124,22 @@ def _checked(storage: Storage, type_: StorageType, offset: Any, size: Any, strid
     return Tensor(storage, type_.dtype, offset, size, stride)
 
 
-def _parameter(args: tuple[Any, ...], file_size: int) -> Tensor | Inert:
+def _parameter(file_size: int, args: tuple[Any, ...]) -> Tensor | Inert:
     """Arguments (tensor, requires_grad, ...) of `_rebuild_parameter`."""
     if not args or not isinstance(args[0], Tensor | Inert):
         raise WeightFileError("its pickle makes a parameter of something that is no tensor: it is damaged.")
     return args[0]
 
 
-def _subclass(args: tuple[Any, ...], file_size: int) -> Tensor | Inert:
+def _subclass(file_size: int, args: tuple[Any, ...]) -> Tensor | Inert:
     """Arguments (function, type, its arguments, ...) of `_rebuild_from_type_v2`: a tensor with attributes."""
     match args:
         case (Global() as function, Global(), tuple() as arguments, *_) if function.name in PLAIN_TENSORS:
-            return TENSORS[function.name](arguments, file_size)
+            return TENSORS[function.name](file_size, arguments)
     raise WeightFileError("its pickle makes a tensor in a way that torch.save does not: it is damaged.")
 
 
-TENSORS: dict[str, Callable[[tuple[Any, ...], int], Any]] = {
+TENSORS: dict[str, Callable[[int, tuple[Any, ...]], Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
@@ -239,5 +244,8 @@ NAMES: dict[str, Any] = {
     "torch.Size": Global("torch.Size", _size),
     **{f"torch{cuda}.{names[0]}Storage": type_ for names, type_ in _TYPES.items() for cuda in ("", ".cuda")},
     **{f"torch.{names[1]}": type_ for names, type_ in _TYPES.items()},
-    **{f"torch.{name}": StorageType("bytes", np.dtype(np.uint8), 1) for name in ("UntypedStorage", "storage.UntypedStorage")},
+    **{
+        f"torch.{name}": StorageType("bytes", np.dtype(np.uint8), 1)
+        for name in ("UntypedStorage", "storage.UntypedStorage")
+    },
 }

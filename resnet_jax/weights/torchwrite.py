@@ -1,4 +1,4 @@
-"""Writes a zip that `torch.load(weights_only=True)` takes, without PyTorch: a pickle by hand, and members uncompressed."""
+"""Writes a zip that `torch.load(weights_only=True)` takes, without PyTorch: a pickle by hand, members uncompressed."""
 
 import struct
 import zipfile
