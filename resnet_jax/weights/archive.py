@@ -5,6 +5,7 @@ agree (PKWARE's APPNOTE 6.3.10, section 4.3), which leaves no room for the trick
 contents than the next.
 """
 
+import contextlib
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,8 @@ from resnet_jax.weights.errors import WeightFileError
 LOCAL, CENTRAL, END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
 END_64, LOCATOR_64 = b"PK\x06\x06", b"PK\x06\x07"
 MAX_MEMBERS = 100_000
+# Bytes from which checksums are compared on two threads.
+WORTH_THREADS = 4 << 20
 # Flags that change nothing for a stored member: compression level, sizes behind the data, UTF-8 names.
 ENCRYPTED, SIZES_BEHIND = 0x0001, 0x0008
 HARMLESS_FLAGS = 0x0006 | SIZES_BEHIND | 0x0800
@@ -65,15 +68,17 @@ def read_directory(data: memoryview) -> dict[str, Member]:
 
 
 def check_sums(data: memoryview, members: Iterable[Member]) -> None:
-    """Compares the contents with their checksums, on two threads: zlib lets go of Python while it reads.
+    """Compares the contents with their checksums, where it pays on two threads: zlib lets go of Python meanwhile.
 
     Raises:
       WeightFileError: one differs.
     """
     # The largest first, so that neither thread ends up with it alone.
     ordered = sorted(set(members), key=lambda member: -member.size)
-    with ThreadPoolExecutor(2) as pool:
-        sums = pool.map(lambda member: zlib.crc32(data[member.start : member.start + member.size]), ordered)
+    small = sum(member.size for member in ordered) < WORTH_THREADS
+    with contextlib.nullcontext() if small else ThreadPoolExecutor(2) as pool:
+        spans = (data[member.start :][: member.size] for member in ordered)
+        sums = pool.map(zlib.crc32, spans) if pool else map(zlib.crc32, spans)
         wrong = sum(found != member.crc for found, member in zip(sums, ordered, strict=True))
     if wrong:
         raise WeightFileError(

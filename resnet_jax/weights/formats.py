@@ -45,6 +45,8 @@ EMA_CONTAINERS = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema", "ema_weights"),
     "teacher",
 )
+# How the names of inert tensors begin: sparse, quantised, or of a dtype that NumPy lacks.
+TENSOR_KINDS = ("torch._utils._rebuild_", "a tensor of ")
 # Largest index of a sharded file that is parsed; that of a ResNet of a thousand layers has a fifth of this.
 MAX_INDEX = 2 << 20
 
@@ -181,7 +183,7 @@ def _what_it_is(head: bytes) -> str:
 def _load_sharded(index: pathlib.Path, data: memoryview) -> dict[str, np.ndarray]:
     """The tensors of several files beside `index`, a JSON file with `{"weight_map": {tensor: file}}`."""
     try:
-        parsed = json.loads(bytes(data)) if len(data) <= MAX_INDEX else None
+        parsed = json.loads(bytes(data).decode()) if len(data) <= MAX_INDEX else None
     except (ValueError, RecursionError) as error:
         raise WeightFileError("it begins like an index in JSON, and is none: download it again.") from error
     places = parsed.get("weight_map") if isinstance(parsed, dict) else None
@@ -209,7 +211,7 @@ def _load_torch(file: TorchFile, ema: bool) -> dict[str, np.ndarray]:
             f"not under {', '.join(map(repr, wanted))}. Save model.state_dict()."
         )
     for name, value in found.items():
-        if isinstance(value, Inert) and value.name.startswith(("torch._utils.", "a tensor of")):
+        if _is_tensor(value) and not isinstance(value, Tensor):
             raise WeightFileError(f"tensor {name!r:.80} is {value.name}: only dense tensors of plain numbers are read.")
     tensors = {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if others := sorted(str(name)[:80] for name in found.keys() - tensors.keys()):
@@ -232,8 +234,12 @@ def _unwrap(content: Any, containers: tuple[str, ...], depth: int = 4) -> dict[A
     for key in containers:
         if (found := _unwrap(content.get(key), containers, depth - 1)) is not None:
             return found
-    tensors = sum(isinstance(value, Tensor) for value in content.values())
-    return content if 2 * tensors > len(content) else None
+    return content if 2 * sum(map(_is_tensor, content.values())) > len(content) else None
+
+
+def _is_tensor(value: Any) -> bool:
+    """Whether it was a tensor when it was saved, of whatever kind."""
+    return isinstance(value, Tensor) or (isinstance(value, Inert) and value.name.startswith(TENSOR_KINDS))
 
 
 def _averaged(content: Any) -> dict[Any, Any] | None:

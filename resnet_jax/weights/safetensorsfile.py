@@ -43,6 +43,9 @@ def read_safetensors(file: pathlib.Path, data: memoryview) -> dict[str, np.ndarr
         if entry.get_dtype() not in SAFETENSORS_DTYPES:
             raise WeightFileError(f"tensor {name[:80]!r} is of dtype {entry.get_dtype()}, which no ResNet has.")
         shape, dtype = entry.get_shape(), SAFETENSORS_DTYPES[entry.get_dtype()]
-        arrays[name] = np.ndarray(shape, dtype, buffer=data, offset=position)
+        try:
+            arrays[name] = np.ndarray(shape, dtype, buffer=data, offset=position)
+        except ValueError as error:
+            raise WeightFileError(f"tensor {name[:80]!r} is of a shape that NumPy does not have ({error}).") from error
         position += arrays[name].nbytes
     return arrays
