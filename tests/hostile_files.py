@@ -120,9 +120,11 @@ GADGETS = (
     "timeit.timeit", "code.InteractiveInterpreter.runcode", "operator.attrgetter", "operator.methodcaller",
     "functools.partial", "_pickle.loads", "pickle.loads", "marshal.loads", "types.FunctionType", "ctypes.CDLL",
     "socket.socket", "shutil.rmtree", "pty.spawn", "bdb.Bdb.run", "cProfile.run", "doctest.debug_script", "pdb.run",
-    "idlelib.pyshell.ModifiedInterpreter.runcommand", "lib2to3.pgen2.grammar.Grammar.loads", "asyncio.create_subprocess_shell",
+    "idlelib.pyshell.ModifiedInterpreter.runcommand", "lib2to3.pgen2.grammar.Grammar.loads",
+    "asyncio.create_subprocess_shell",
     "numpy.testing._private.utils.runstring", "numpy.load", "torch.load", "torch.hub.load", "torch.jit.load",
-    "torch.jit.unsupported_tensor_ops.execWrapper", "torch.serialization.load", "torch.utils._config_module.load_config",
+    "torch.jit.unsupported_tensor_ops.execWrapper", "torch.serialization.load",
+    "torch.utils._config_module.load_config",
     "torch.utils.collect_env.run", "torch.storage._load_from_bytes", "torch.distributed.rpc.internal._run_function",
     "torch.fx.graph_module._exec_with_source", "copyreg.__newobj__", "collections.OrderedDict.__init__.__globals__",
     "transformers.AutoModel.from_pretrained", "joblib.load", "dill.loads", "cloudpickle.loads",
@@ -168,7 +170,7 @@ HOSTILE = {
         ),
         "in a way that torch.save does not",
     ),
-    "a dotted way to globals": (zipped(text("collections") + text("OrderedDict.update") + b"\x93"), "OrderedDict.update"),
+    "a dotted way to globals": (zipped(text("collections") + text("OrderedDict.pop") + b"\x93"), "OrderedDict.pop"),
     "a global named by a list": (zipped(b"]" + text("system") + b"\x93"), "is no text"),
     "a whole model": (zipped(named("torchvision.models.resnet.ResNet") + b")\x81}b"), "a whole model is pickled"),
     "a whole model, in the legacy way": (legacy(b"(" + text("module") + text("x") + b"tQ"), "a whole model is pickled"),
@@ -212,7 +214,7 @@ HOSTILE = {
     "size that is a list": (zipped(mapping(w=tensor(size=b"]"))), "none can have"),
     "more sizes than strides": (zipped(mapping(w=tensor(size=(2, 3, 1)))), "none can have"),
     "a thousand axes": (zipped(mapping(w=tensor(size=[1] * 1000, stride=[1] * 1000))), "reaches beyond"),
-    "parameter of text": (zipped(mapping(w=call("torch._utils._rebuild_parameter", text("x"), b"\x88", b"}"))), "no tensor"),
+    "parameter of text": (zipped(mapping(w=call("torch._utils._rebuild_parameter", text("x")))), "no tensor"),
     "tensor of nothing": (zipped(mapping(w=call("torch._utils._rebuild_tensor_v2"))), "no storage"),
     "quantised": (zipped(mapping(w=tensor(storage(6, kind="torch.QInt32Storage")))), "only dense tensors"),
     "sparse": (zipped(mapping(w=call("torch._utils._rebuild_sparse_tensor", b"N"))), "only dense tensors"),
@@ -227,12 +229,16 @@ HOSTILE = {
     "a mark for each byte": (zipped(b"(" * 4_000_000), "much more memory|ends too early"),
     "a memo index of 2**32 - 1": (zipped(b"]r\xff\xff\xff\xff"), "holds a list"),
     "a list copied again and again": (
-        zipped(named("collections.OrderedDict") + b"q\x00](" + b"](NNe" * 20_000 + b"eq\x01" + b"h\x00h\x01\x85R" * 20_000),
+        zipped(
+            named("collections.OrderedDict") + b"q\x00](" + b"](NNe" * 20_000 + b"eq\x01" + b"h\x00h\x01\x85R" * 20_000
+        ),
         "much more memory",
     ),
-    "a billion laughs": (zipped(b"]q\x00" + b"](h\x00h\x00eq\x00" * 64 + b"."), "holds a list"),
+    "a billion laughs": (zipped(b"]q\x000" + b"](h\x00h\x00eq\x000" * 64 + b"h\x00"), "holds a list"),
     "a dictionary that holds itself": (zipped(b"}q\x00" + text("state_dict") + b"h\x00s"), "holds a dictionary"),
-    "wide text": (zipped(b"(" + b"".join([text("a" * 500_000 + "\U0001f600")] * 40) + b"t"), "much more memory|holds a tuple"),
+    "wide text": (
+        zipped(b"(" + text("a" * 500_000 + "\U0001f600") * 40 + b"t"), "much more memory|holds a tuple",
+    ),
     "text of 4 GiB": (zipped(b"X\xff\xff\xff\xff"), "cut short"),
     "text of 2**63 bytes": (zipped(b"\x8d" + b"\xff" * 8), "cut short"),
     "bytes of negative length": (zipped(b"T\xff\xff\xff\xff"), "negative length"),
@@ -279,7 +285,7 @@ HOSTILE = {
     "a million million members": (many_members(), "contradicts|members, more than"),
     "an empty zip": (b"PK\x05\x06" + bytes(18), "0 members data.pkl"),
     "a zip of other things": (zipped(GOOD, folder="a/b/"), "0 members data.pkl"),
-    "a program of TorchScript": (zipped(GOOD, {"constants.pkl": b"", "code/x.py": b"import os"}), "a TorchScript program"),
+    "a program of TorchScript": (zipped(GOOD, {"constants.pkl": b"", "code/x.py": b""}), "a TorchScript program"),
     "big-endian": (patched(zipped(GOOD), b"little", b"bigbig", 9), "big-endian"),
     # legacy files that lie
     "legacy with another magic": (legacy(GOOD, magic=pickled(number(3))), "not one that torch.save wrote"),
@@ -289,12 +295,15 @@ HOSTILE = {
     "legacy with a negative count": (legacy(GOOD, counts=(-1,)), "has -1 in the file"),
     "legacy with storages missing": (legacy(GOOD, keys=(), contents=(), counts=()), "list of storages"),
     "legacy with storages of no tensor": (legacy(b"}"), "list of storages"),
-    "legacy with a storage twice": (legacy(GOOD, keys=("0", "0"), contents=(b"",) * 2, counts=(0, 0)), "list of storages"),
+    "legacy with a storage twice": (
+        legacy(GOOD, keys=("0", "0"), contents=(b"",) * 2, counts=(0, 0)), "list of storages",
+    ),
     "legacy with a storage of two sizes": (
         legacy(mapping(a=tensor(), b=tensor(storage(7)))), "said to have two sizes",
     ),
     "legacy with a view beyond its storage": (
-        legacy(mapping(w=tensor(storage(view=b"(" + text("v") + number(3) + number(6) + b"t")))), "larger than the storage",
+        legacy(mapping(w=tensor(storage(view=b"(" + text("v") + number(3) + number(6) + b"t")))),
+        "larger than the storage",
     ),
     "legacy with a storage larger than the file": (
         legacy(mapping(w=tensor(storage(1 << 40))), counts=(1 << 40,)), "its last tensors are missing",
@@ -321,11 +330,11 @@ HOSTILE = {
         safetensors(
             '{"a":{"dtype":"F32","shape":[4294967296,4294967296,0],"data_offsets":[0,0]}}',
         ),
-        "no whole safetensors|does not fit",
+        "no whole safetensors|a shape that NumPy does not have",
     ),
     "safetensors of a thousand axes": (
-        safetensors('{"a":{"dtype":"F32","shape":[%s],"data_offsets":[0,4]}}' % ",".join(["1"] * 1000), bytes(4)),
-        "does not fit|no whole",
+        safetensors(json.dumps({"a": {"dtype": "F32", "shape": [1] * 1000, "data_offsets": [0, 4]}}), bytes(4)),
+        "a shape that NumPy does not have",
     ),
     "safetensors of deep JSON": (safetensors("{" + '"a":[' * 100_000, b""), "no whole safetensors"),
     # indices that lie
