@@ -4,6 +4,7 @@ The parameter tree, flattened with dots, has PyTorch's module names already (`la
 part of a name changes, and only kernels change their layout.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -61,8 +62,10 @@ def from_torch(model: ResNet, state_dict: Mapping[str, Any], *, dtype: Any = Non
 
     def leaf(path: tuple[str, ...]) -> np.ndarray:
         tensor = tensors[_torch_name(path)]
-        axes = TO_FLAX[tensor.ndim] if path[-1] == "kernel" else None
-        return np.array(tensor.transpose(axes), dtype=dtype, order="C")
+        tensor = tensor.transpose(TO_FLAX[tensor.ndim]) if path[-1] == "kernel" else tensor
+        copy = _empty(tensor.shape, dtype or tensor.dtype)
+        copy[...] = tensor
+        return copy
 
     # NumPy lets go of Python while it copies, and the copies are most of the time.
     with ThreadPoolExecutor() as pool:
@@ -108,6 +111,14 @@ def to_torch(model: ResNet, variables: Mapping[str, Any]) -> dict[str, np.ndarra
         if path[-1] == "var":
             tensors[".".join([*path[1:-1], COUNTER])] = np.zeros((), np.int64)
     return tensors
+
+
+def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array on a boundary of 64 bytes, which JAX takes over on the CPU where it would copy another."""
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(nbytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + nbytes].view(dtype).reshape(shape)
 
 
 def torch_shapes(model: ResNet, in_channels: int = 3) -> dict[str, tuple[int, ...]]:

@@ -215,7 +215,7 @@ def _load_torch(file: TorchFile, ema: bool) -> dict[str, np.ndarray]:
             raise WeightFileError(f"tensor {name!r:.80} is {value.name}: only dense tensors of plain numbers are read.")
     tensors = {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if others := sorted(str(name)[:80] for name in found.keys() - tensors.keys()):
-        logger.warning("passed over what is no tensor: %s", ", ".join(others[:8]))
+        logger.warning("passed over what is no tensor: %s", ", ".join(map(repr, others[:8])))
     return file.arrays(tensors)
 
 
