@@ -7,11 +7,11 @@ contents than the next.
 
 import contextlib
 import struct
-import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+from resnet_jax.weights.checksums import crc32
 from resnet_jax.weights.errors import WeightFileError
 
 LOCAL, CENTRAL, END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
@@ -68,7 +68,7 @@ def read_directory(data: memoryview) -> dict[str, Member]:
 
 
 def check_sums(data: memoryview, members: Iterable[Member]) -> None:
-    """Compares the contents with their checksums, where it pays on two threads: zlib lets go of Python meanwhile.
+    """Compares the contents with their checksums, where it pays on two threads.
 
     Raises:
       WeightFileError: one differs.
@@ -78,7 +78,7 @@ def check_sums(data: memoryview, members: Iterable[Member]) -> None:
     small = sum(member.size for member in ordered) < WORTH_THREADS
     with contextlib.nullcontext() if small else ThreadPoolExecutor(2) as pool:
         spans = (data[member.start :][: member.size] for member in ordered)
-        sums = pool.map(zlib.crc32, spans) if pool else map(zlib.crc32, spans)
+        sums = pool.map(crc32, spans) if pool else map(crc32, spans)
         wrong = sum(found != member.crc for found, member in zip(sums, ordered, strict=True))
     if wrong:
         raise WeightFileError(

@@ -21,11 +21,11 @@ def run(p: Pickle) -> Any:
     Raises:
       WeightFileError: it is cut short, malformed, too large, or does what no checkpoint needs.
     """
-    while (opcode := p.number(BYTE)) != STOP:
-        if opcode not in OPCODES:
+    while (opcode := p.byte()) != STOP:
+        if (function := OPCODES.get(opcode)) is None:
             raise WeightFileError(f"its pickle has the opcode {opcode:#x}, which no file of PyTorch's needs.")
         p.budget.spend(COSTS[opcode])
-        OPCODES[opcode](p)
+        function(p)
     value = p.pop()
     if p.stack or p.marks:
         raise WeightFileError("its pickle ends too early: it is damaged.")
@@ -108,7 +108,7 @@ _OPCODES: dict[bytes, Callable[[Pickle], Any]] = {
     b"\x88": lambda p: p.push(True),
     b"\x89": lambda p: p.push(False),
     b"J": lambda p: p.push(p.number(INT32)),
-    b"K": lambda p: p.push(p.number(BYTE)),
+    b"K": lambda p: p.push(p.byte()),
     b"M": lambda p: p.push(p.number(UINT16)),
     b"\x8a": _long,
     b"G": lambda p: p.push(p.number(DOUBLE)),
@@ -138,10 +138,10 @@ _OPCODES: dict[bytes, Callable[[Pickle], Any]] = {
     b"s": _set_item,
     b"u": _set_items,
     # the memo
-    b"q": lambda p: p.put(p.number(BYTE)),
+    b"q": lambda p: p.put(p.byte()),
     b"r": lambda p: p.put(p.number(UINT32)),
     b"\x94": lambda p: p.put(len(p.memo)),
-    b"h": lambda p: p.get(p.number(BYTE)),
+    b"h": lambda p: p.get(p.byte()),
     b"j": lambda p: p.get(p.number(UINT32)),
     # what a name stands for, and what it makes
     b"c": _global,

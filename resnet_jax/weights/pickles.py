@@ -75,6 +75,13 @@ class Pickle:
         self.position = end
         return found
 
+    def byte(self) -> int:
+        """The next byte, an opcode or a small number."""
+        if self.position >= len(self.data):
+            raise WeightFileError("its pickle is cut short.")
+        self.position += 1
+        return self.data[self.position - 1]
+
     def number(self, layout: struct.Struct) -> Any:
         """The next number."""
         start = self.position
