@@ -187,7 +187,7 @@ def _load_sharded(index: pathlib.Path, data: memoryview) -> dict[str, np.ndarray
     except (ValueError, RecursionError) as error:
         raise WeightFileError("it begins like an index in JSON, and is none: download it again.") from error
     places = parsed.get("weight_map") if isinstance(parsed, dict) else None
-    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
+    if not isinstance(places, dict) or not places or not all(isinstance(shard, str) for shard in places.values()):
         raise WeightFileError('it is JSON, but not the index of a sharded file, {"weight_map": {tensor: file}}.')
     arrays: dict[str, np.ndarray] = {}
     for shard in sorted(set(places.values())):
