@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from resnet_jax import cli_inference
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variants import create_model, list_models
-from resnet_jax.weights import convert, formats, registry
+from resnet_jax.weights import convert, formats, recognise, registry
 
 Variables = dict[str, Any]
 
@@ -41,15 +41,19 @@ def _parser() -> argparse.ArgumentParser:
     verb.set_defaults(run=_info)
 
     verb = verbs.add_parser("convert", help="PyTorch weights to Flax variables, and back")
-    verb.add_argument("source", help="a .pth or .safetensors file, a workdir of train.py, or a folder of variables")
-    verb.add_argument("--model", help="the network; a workdir knows its own")
+    verb.add_argument("source", help="a file of PyTorch's or safetensors, a workdir of train.py, a folder of variables")
+    verb.add_argument("--model", help="the network; by default it is recognised by its tensors")
     verb.add_argument("--num-classes", type=int, help="by default as many as the head of SOURCE has")
-    verb.add_argument("--out", required=True, help="FILE.safetensors (PyTorch's names), or a folder (Orbax)")
+    verb.add_argument("--ema", action="store_true", help="take the moving average of the weights")
+    verb.add_argument("--keep-dtype", action="store_true", help="keep float16 and bfloat16, which become float32 else")
+    verb.add_argument(
+        "--out", required=True, help="FILE.safetensors or FILE.pth (PyTorch's names), or a folder (Orbax)"
+    )
     verb.add_argument("--force", action="store_true", help="replace OUT if it is there")
     verb.set_defaults(run=_convert)
 
     verb = verbs.add_parser("verify", help="compare with PyTorch, stage by stage, in float64 and float32")
-    verb.add_argument("model", help="the network")
+    verb.add_argument("model", help="the network; a file here is recognised")
     verb.add_argument("file", nargs="?", help="its weights; by default random ones")
     verb.add_argument("--num-classes", type=int, help="by default as many as the head of FILE has")
     verb.add_argument("--sizes", help="of the images, as in 224x224,193x225 (the default; 32x32,33x29 for cifar_*)")
@@ -93,9 +97,15 @@ def _convert(arguments: argparse.Namespace) -> int:
     out = pathlib.Path(arguments.out).expanduser()
     if out.exists() and not arguments.force:
         raise ValueError(f"{out} exists: choose another --out, or give --force to replace it.")
-    model, variables = _read(arguments.source, arguments.model, arguments.num_classes)
+    model, variables = _read(
+        arguments.source,
+        arguments.model,
+        arguments.num_classes,
+        ema=arguments.ema,
+        keep_dtype=arguments.keep_dtype,
+    )
     _write(out, model, variables)
-    _, again = _read(str(out), arguments.model or "", arguments.num_classes, model)
+    again = _read_back(out, model)
     count, same = len(jax.tree.leaves(variables)), jax.tree.map(_same_bits, variables, again)
     if not all(jax.tree.leaves(same)):
         print(f"resnet-jax: {out} was written, but reads back differently: do not use it", file=sys.stderr)
@@ -105,48 +115,64 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 def _read(
-    source: str, name: str | None, num_classes: int | None, model: ResNet | None = None
+    source: str, name: str | None, num_classes: int | None, *, ema: bool = False, keep_dtype: bool = False
 ) -> tuple[ResNet, Variables]:
-    """Model and variables from a file under PyTorch's names, a workdir, or a folder of variables; strict."""
-    if not pathlib.Path(source).expanduser().is_dir():
-        tensors = formats.load_state_dict(source)
-        model = model or _named(name, source, num_classes or _num_classes(tensors))
+    """Model and variables from weights under PyTorch's names, a workdir, or a folder of variables; strict."""
+    if formats.holds_weights(source):
+        tensors = _read_tensors(source, ema=ema, keep_dtype=keep_dtype)
+        if name:
+            model = create_model(name, num_classes=num_classes or _num_classes(tensors))
+        else:
+            name, overrides = recognise.identify(tensors)
+            model = create_model(name, **overrides)
+            print(f"{source}: {name}{''.join(f', {field}={value!r}' for field, value in overrides.items())}")
         return model, convert.from_torch(model, tensors)
     # Orbax takes a second to import, and files do without it.
     from resnet_jax.training import checkpoint, workdirs
 
     variables = checkpoint.load_variables(source)
-    if model is None and not name:
+    if name:
+        head = variables["params"].get("fc", {"bias": ()})
+        model = create_model(name, num_classes=num_classes or len(head["bias"]))
+    else:
         stored = workdirs.load_config(source)["model"]
         kwargs = {field: value for field, value in stored["kwargs"].items() if value is not None}
         model = create_model(stored["name"], num_classes=stored["num_classes"], **kwargs)
-    model = model or _named(name, source, num_classes or len(variables["params"]["fc"]["bias"]))
     convert.to_torch(model, variables)  # strict, with its message
     return model, variables
 
 
+def _read_tensors(source: str, *, ema: bool = False, keep_dtype: bool = False) -> dict[str, np.ndarray]:
+    """The tensors of a file under torchvision's names; halves are widened, with a note, unless they are to be kept."""
+    tensors = recognise.native_names(formats.load_state_dict(source, ema=ema))
+    halves = sorted({str(x.dtype) for x in tensors.values()} & {"float16", "bfloat16"})
+    if not halves or keep_dtype:
+        return tensors
+    print(f"{source}: {' and '.join(halves)} widened to float32, exactly")
+    return convert.upcast_halves(tensors)
+
+
+def _read_back(out: pathlib.Path, model: ResNet) -> Variables:
+    if out.is_file():
+        return convert.from_torch(model, formats.load_state_dict(out))
+    from resnet_jax.training import checkpoint
+
+    variables: Variables = checkpoint.load_variables(str(out))
+    return variables
+
+
 def _write(out: pathlib.Path, model: ResNet, variables: Variables) -> None:
-    if out.suffix == ".safetensors":
+    if out.suffix in (".safetensors", *formats.TORCH_SUFFIXES):
         formats.save_state_dict(out, convert.to_torch(model, variables))
         return
-    if out.suffix in formats.TORCH_SUFFIXES:
-        raise ValueError(
-            f"{out}: give --out a name in .safetensors; PyTorch reads it too (safetensors.torch.load_file)."
-        )
     from resnet_jax.training import checkpoint
 
     checkpoint.save_variables(str(out), variables)
 
 
-def _named(name: str | None, source: str, num_classes: int | None) -> ResNet:
-    if not name:
-        raise ValueError(f"{source} does not say which network it holds: give --model=NAME (`resnet-jax list`).")
-    return create_model(name, **({"num_classes": num_classes} if num_classes else {}))
-
-
-def _num_classes(tensors: dict[str, np.ndarray]) -> int | None:
-    heads = (["fc", "bias"], ["linear", "bias"])
-    return next((len(tensor) for name, tensor in tensors.items() if name.split(".")[-2:] in heads), None)
+def _num_classes(tensors: Mapping[str, np.ndarray]) -> int:
+    """Width of the head of tensors under torchvision's names; 0 without one."""
+    return len(tensors["fc.weight"]) if "fc.weight" in tensors else 0
 
 
 def _same_bits(left: Any, right: Any) -> bool:
@@ -157,11 +183,16 @@ def _same_bits(left: Any, right: Any) -> bool:
 def _verify(arguments: argparse.Namespace) -> int:
     from resnet_jax.weights import verify
 
-    tensors = formats.load_state_dict(arguments.file) if arguments.file else None
+    name, file = arguments.model, arguments.file
+    if file is None and pathlib.Path(name).is_file():
+        name, file = None, name
+    tensors = _read_tensors(file) if file else None
+    if name is None:
+        name = recognise.identify(tensors or {})[0]
     classes = arguments.num_classes or (_num_classes(tensors) if tensors else None)
-    default = "32x32,33x29" if arguments.model.startswith("cifar_") else "224x224,193x225"
+    default = "32x32,33x29" if name.startswith("cifar_") else "224x224,193x225"
     report = verify.verify(
-        arguments.model,
+        name,
         tensors,
         sizes=[_size(text) for text in (arguments.sizes or default).split(",")],
         num_classes=classes,

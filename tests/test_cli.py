@@ -41,6 +41,26 @@ def test_convert_to_a_folder_and_back_is_the_same_file(weights, tmp_path, capsys
     assert (tmp_path / "y.safetensors").read_bytes() == path.read_bytes()
 
 
+def test_the_network_is_recognised_and_a_file_for_pytorch_written(weights, tmp_path, capsys):
+    path, variables = weights
+    assert cli.main(["convert", str(path), f"--out={tmp_path}/y.pth"]) == 0
+    assert "x.safetensors: cifar_resnet20, num_classes=7" in capsys.readouterr().out
+    back = resnet_jax.from_torch(resnet_jax.cifar_resnet20(num_classes=7), formats.load_state_dict(tmp_path / "y.pth"))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, back, variables)))
+
+
+def test_halves_are_widened_with_a_note_or_kept(weights, tmp_path, capsys):
+    path, _ = weights
+    half = {name: array.astype(np.float16) for name, array in formats.load_state_dict(path).items()}
+    formats.save_state_dict(tmp_path / "half.pth", half)
+    for flags, dtype in ([], np.float32), (["--keep-dtype"], np.float16):
+        assert cli.main(["convert", f"{tmp_path}/half.pth", f"--out={tmp_path}/y.pth", "--force", *flags]) == 0
+        assert ("float16 widened to float32, exactly" in capsys.readouterr().out) == (not flags)
+        found = formats.load_state_dict(tmp_path / "y.pth")
+        assert found["fc.weight"].dtype == dtype
+        np.testing.assert_array_equal(found["fc.weight"], half["fc.weight"].astype(dtype))
+
+
 def test_convert_of_a_file_saved_by_data_parallel(tmp_path):
     torch = pytest.importorskip("torch")
     from resnet_jax.weights import verify
@@ -67,11 +87,10 @@ def test_what_reads_back_differently_is_exit_code_1(weights, tmp_path, capsys, m
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["convert", "{x}", "--out={dir}/y.safetensors"], "give --model=NAME"),
         (["convert", "{x}", "--model=cifar_resnet32", "--out={dir}/y.safetensors"], "another network"),
         (["convert", "{x}", "--model=cifar_resnet2", "--out={dir}/y.safetensors"], "did you mean"),
         (["convert", "{x}", "--model=cifar_resnet20", "--out={x}"], "give --force"),
-        (["convert", "{x}", "--model=cifar_resnet20", "--out={dir}/y.pth"], "give --out a name in .safetensors"),
+        (["convert", "{x}", "--ema", "--out={dir}/y.pth"], "one set of weights"),
         (["convert", "{dir}/none.pth", "--model=resnet18", "--out={dir}/y"], "no such file"),
         (["convert", "{dir}", "--model=resnet18", "--out={dir}/y"], "neither a workdir"),
         (["list", "vgg*"], "no network matches 'vgg*'"),

@@ -46,7 +46,7 @@ ALLOWED = {
     "train": {"resnet_jax.training"},
     "configs": {"configs.default"},
 }
-MAY_IMPORT_TORCH = {"resnet_jax.weights.formats", "resnet_jax.weights.reference", "resnet_jax.weights.verify"}
+MAY_IMPORT_TORCH = {"resnet_jax.weights.reference", "resnet_jax.weights.verify"}
 SOURCES = [*(ROOT / "resnet_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py"), ROOT / "train.py"]
 
 

@@ -5,7 +5,6 @@ import functools
 import json
 import subprocess
 import sys
-import types
 from functools import partial
 
 import flax.linen as nn
@@ -73,14 +72,6 @@ def server(tmp_path, monkeypatch):
     server.close()
 
 
-@pytest.fixture
-def recognised(monkeypatch):
-    """Stands in for the module that tells a network by its tensors."""
-    module = types.ModuleType("recognise")
-    module.identify = lambda tensors: ("test_resnet", {"num_classes": len(tensors["fc.bias"])})
-    monkeypatch.setitem(sys.modules, "resnet_jax.weights.recognise", module)
-
-
 # Every kind of source -----------------------------------------------------------------------------------
 
 
@@ -122,7 +113,7 @@ def test_a_repository(source, server):
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "url", "repository"])
-def test_weights_without_a_word_about_them_are_recognised(kind, server, recognised, tmp_path):
+def test_weights_without_a_word_about_them_are_recognised(kind, server, tmp_path):
     path = tmp_path / "folder" / "model.safetensors"
     formats.save_state_dict(path, random_net("test_resnet", num_classes=7)[2])
     server.repos["somebody/bare"] = {"model.safetensors": path.read_bytes()}

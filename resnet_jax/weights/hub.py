@@ -1,7 +1,6 @@
 """Weights by name or by place: from a source to a model and its variables, and from those to a folder."""
 
 import contextlib
-import importlib
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variants import create_model
-from resnet_jax.weights import convert, formats, timm_config
+from resnet_jax.weights import convert, formats, recognise, timm_config
 from resnet_jax.weights.adapt import adapt
 from resnet_jax.weights.sources import CONFIG, WEIGHTS, locate
 
@@ -66,7 +65,7 @@ def load_pretrained(
     create_model(found.name or "resnet50", **changes)  # refuses a bad override before anything is downloaded
     file = found.fetch()
     tensors = formats.load_state_dict(file)
-    name, arguments = (found.name, found.arguments) if found.name else _identify(tensors)
+    name, arguments = (found.name, found.arguments) if found.name else recognise.identify(tensors)
     model = create_model(name, **arguments)
     variables = convert.from_torch(model, tensors)
     if changes or in_chans is not None:
@@ -114,12 +113,6 @@ def save_pretrained(
 
 
 # The parts ----------------------------------------------------------------------------------------------
-
-
-def _identify(tensors: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """The network of weights that come without a word about it."""
-    name, arguments = importlib.import_module("resnet_jax.weights.recognise").identify(tensors)
-    return name, arguments
 
 
 def _fit(

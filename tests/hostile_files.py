@@ -1,0 +1,359 @@
+"""The table of files made to harm, written by hand: a name -> the bytes, and a pattern that the message must match."""
+
+import io
+import json
+import pickle
+import struct
+import tarfile
+import zipfile
+
+from handmade import (
+    DATA,
+    MAGIC,
+    call,
+    legacy,
+    mapping,
+    named,
+    number,
+    pickled,
+    safetensors,
+    storage,
+    tensor,
+    text,
+    zipped,
+)
+
+GOOD = mapping(w=tensor())
+TOUCH = text("touch harmed")
+
+
+def patched(data, find, replace, count=1):
+    """`data` with bytes of its zip structures changed."""
+    assert find in data
+    return data.replace(find, replace, count)
+
+
+def central(data, offset, layout, value, entry=0):
+    """`data` with a field of the n-th entry of the zip directory changed."""
+    place = -1
+    for _ in range(entry + 1):
+        place = data.index(b"PK\x01\x02", place + 1)
+    return data[: place + offset] + struct.pack(layout, value) + data[place + offset + struct.calcsize(layout) :]
+
+
+def end(data, offset, layout, value):
+    """`data` with a field of the end of the zip directory changed."""
+    place = data.rindex(b"PK\x05\x06") + offset
+    return data[:place] + struct.pack(layout, value) + data[place + struct.calcsize(layout) :]
+
+
+def local(data, offset, layout, value):
+    """`data` with a field of its first local header changed."""
+    return data[:offset] + struct.pack(layout, value) + data[offset + struct.calcsize(layout) :]
+
+
+def with_pickles(*pickles):
+    """A zip of several members that have the name of the pickle."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for i, content in enumerate(pickles):
+            archive.writestr(f"archive/data.{i}kl", content)
+        archive.writestr("archive/data/0", DATA["data/0"])
+    data = buffer.getvalue()
+    for i in range(len(pickles)):
+        data = data.replace(f"archive/data.{i}kl".encode(), b"archive/data.pkl")
+    return data
+
+
+def overlapping():
+    """A member that stands inside another one, header and all, as in zip bombs: everything else agrees."""
+    plain = zipped(GOOD, DATA | {"data/1": DATA["data/0"]})
+    inner = plain.index(b"PK\x03\x04", plain.index(DATA["data/0"]))
+    inside = plain[inner : plain.index(b"PK\x03\x04", inner + 1)]
+    data = zipped(GOOD, {"data/0": inside, "data/1": DATA["data/0"]})
+    return central(data, 42, "<L", data.index(inside), entry=3)
+
+
+def zip64_bomb():
+    data = zipped(GOOD)
+    place = data.rindex(b"PK\x05\x06")
+    return data[:place] + b"PK\x06\x07" + struct.pack("<LQL", 0, 1 << 62, 1) + data[place:]
+
+
+def many_members():
+    data = end(zipped(GOOD), 10, "<H", 0)
+    place = data.rindex(b"PK\x05\x06")
+    start = struct.unpack_from("<L", data, place + 16)[0]
+    wide = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 0, 45, 0, 0, 1 << 40, 1 << 40, place - start, start)
+    return data[:place] + wide + b"PK\x06\x07" + struct.pack("<LQL", 0, place, 1) + data[place:]
+
+
+def tar():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name in ("storages", "tensors", "pickle"):
+            info = tarfile.TarInfo(name)
+            payload = pickled(call("os.system", TOUCH))
+            info.size = len(payload)
+            archive.addfile(info, io.BytesIO(payload))
+    return buffer.getvalue()
+
+
+def nested_tuple(depth):
+    return b")" + b"\x85" * depth
+
+
+def collisions(count):
+    """Integers that all have one hash."""
+    return b"}(" + b"".join(number((1 << 61) * 8 * i - 8 * i) + b"N" for i in range(100, 100 + count)) + b"u"
+
+
+class Eval:
+    def __reduce__(self):
+        return eval, ("__import__('os').system('touch harmed')",)
+
+
+# Functions that attacks on weights-only loaders and on scanners of pickles have used.
+GADGETS = (
+    "os.system", "posix.system", "nt.system", "builtins.eval", "builtins.exec", "__builtin__.eval", "builtins.getattr",
+    "builtins.__import__", "builtins.compile", "builtins.open", "builtins.breakpoint", "subprocess.Popen",
+    "subprocess.check_output", "runpy._run_code", "importlib.import_module", "pip.main", "webbrowser.open",
+    "timeit.timeit", "code.InteractiveInterpreter.runcode", "operator.attrgetter", "operator.methodcaller",
+    "functools.partial", "_pickle.loads", "pickle.loads", "marshal.loads", "types.FunctionType", "ctypes.CDLL",
+    "socket.socket", "shutil.rmtree", "pty.spawn", "bdb.Bdb.run", "cProfile.run", "doctest.debug_script", "pdb.run",
+    "idlelib.pyshell.ModifiedInterpreter.runcommand", "lib2to3.pgen2.grammar.Grammar.loads",
+    "asyncio.create_subprocess_shell",
+    "numpy.testing._private.utils.runstring", "numpy.load", "torch.load", "torch.hub.load", "torch.jit.load",
+    "torch.jit.unsupported_tensor_ops.execWrapper", "torch.serialization.load",
+    "torch.utils._config_module.load_config",
+    "torch.utils.collect_env.run", "torch.storage._load_from_bytes", "torch.distributed.rpc.internal._run_function",
+    "torch.fx.graph_module._exec_with_source", "copyreg.__newobj__", "collections.OrderedDict.__init__.__globals__",
+    "transformers.AutoModel.from_pretrained", "joblib.load", "dill.loads", "cloudpickle.loads",
+)  # fmt: skip
+
+HOSTILE = {
+    # pickles that call
+    **{f"zip calls {name}": (zipped(call(name, TOUCH)), f"names '{name}'") for name in GADGETS},
+    "legacy calls os.system": (legacy(call("os.system", TOUCH)), "names 'os.system'"),
+    "legacy calls in its version": (MAGIC + pickled(call("os.system", TOUCH)), "names 'os.system'"),
+    "legacy calls before its magic": (pickled(call("os.system", TOUCH)), "names 'os.system'"),
+    "legacy calls in its list of storages": (
+        legacy(GOOD).replace(pickled(b"](" + text("0") + b"e"), pickled(call("os.system", TOUCH))),
+        "names 'os.system'",
+    ),
+    "legacy calls in its system": (
+        legacy(GOOD, little=call("os.system", TOUCH)),
+        "names 'os.system'",
+    ),
+    "python's own pickle": (pickle.dumps({"w": Eval()}, protocol=2), "names '__builtin__.eval'"),
+    "protocol 4": (pickle.dumps({"w": Eval()}, protocol=4), "names 'builtins.eval'"),
+    "calls, then breaks off": (zipped(call("os.system", TOUCH) + b"\xff"), "names 'os.system'"),
+    "newobj": (zipped(named("subprocess.Popen") + b"(" + TOUCH + b"t\x81"), "names 'subprocess.Popen'"),
+    "newobj_ex": (zipped(named("subprocess.Popen") + b"(" + TOUCH + b"t}\x92"), "names 'subprocess.Popen'"),
+    "inst": (zipped(b"(" + TOUCH + b"ios\nsystem\n"), "opcode 0x69"),
+    "obj": (zipped(b"(" + named("os.system") + TOUCH + b"o"), "names 'os.system'"),
+    "ext1": (zipped(b"\x82\x01"), "opcode 0x82"),
+    "persistent id as a line": (zipped(b"Pharm\n"), "opcode 0x50"),
+    "calls a harmless object": (zipped(call("argparse.Namespace") + b")R"), "calls a 'argparse.Namespace'"),
+    "calls a storage class": (zipped(call("torch.FloatStorage")), "calls a StorageType"),
+    "calls a dtype": (zipped(call("torch.float32")), "calls a StorageType"),
+    "calls with no tuple": (zipped(named("collections.OrderedDict") + b"}R"), "calls a 'collections.OrderedDict'"),
+    "type_v2 of a class": (
+        zipped(call("torch._tensor._rebuild_from_type_v2", named("builtins.dict"), named("torch.Tensor"), b")", b"}")),
+        "in a way that torch.save does not",
+    ),
+    "type_v2 of itself": (
+        zipped(
+            call(
+                "torch._tensor._rebuild_from_type_v2",
+                named("torch._tensor._rebuild_from_type_v2"), named("torch.Tensor"), b")", b"}",
+            )
+        ),
+        "in a way that torch.save does not",
+    ),
+    "a dotted way to globals": (zipped(text("collections") + text("OrderedDict.pop") + b"\x93"), "OrderedDict.pop"),
+    "a global named by a list": (zipped(b"]" + text("system") + b"\x93"), "is no text"),
+    "a whole model": (zipped(named("torchvision.models.resnet.ResNet") + b")\x81}b"), "a whole model is pickled"),
+    "a whole model, in the legacy way": (legacy(b"(" + text("module") + text("x") + b"tQ"), "a whole model is pickled"),
+    # CVE-2025-32434: the tar format, which PyTorch read with an unpickler that was not restricted
+    "tar, as in CVE-2025-32434": (tar(), "a tar archive"),
+    # CVE-2026-24747: opcodes on objects that are not what they say, and storages of another size
+    "setitem on a tensor, as in CVE-2026-24747": (zipped(tensor() + text("a") + b"Ns"), "items into a Tensor"),
+    "setitem on a storage": (zipped(storage() + text("a") + b"Ns"), "items into a Storage"),
+    "setitems on a list": (zipped(b"](" + text("a") + b"Nu"), "items into a list"),
+    "setitem on a harmless object": (zipped(call("argparse.Namespace") + text("a") + b"Ns"), "'argparse.Namespace'"),
+    "setitem on a class": (zipped(named("torch.FloatStorage") + text("a") + b"Ns"), "items into a StorageType"),
+    "append to a dictionary": (zipped(b"}Na"), "appends to a dict"),
+    "append to a tensor": (zipped(tensor() + b"(NNe"), "appends to a Tensor"),
+    "build on a tensor": (zipped(tensor() + b"}b"), "sets attributes of a Tensor"),
+    "build on a name": (zipped(named("collections.OrderedDict") + b"}b"), "sets attributes of a 'collections.Ord"),
+    "storage larger than its member, as in CVE-2026-24747": (
+        zipped(mapping(w=tensor(storage(7)))), "said to have 28 bytes, the file has 24",
+    ),
+    "storage smaller than its member": (zipped(mapping(w=tensor(storage(5)))), "said to have 20 bytes"),
+    "storage of wider elements": (zipped(mapping(w=tensor(storage(6, kind="torch.DoubleStorage")))), "have 48 bytes"),
+    "storage that is not there": (zipped(mapping(w=tensor(storage(key="9")))), "no data for storage '9'"),
+    "storage in another folder": (zipped(mapping(w=tensor(storage(key="../../x")))), "no data for storage"),
+    "storage of a negative count": (zipped(mapping(w=tensor(storage(-6)))), "that none can have"),
+    "storage of an overflowing count": (zipped(mapping(w=tensor(storage(1 << 63)))), "that none can have"),
+    "storage that is no storage": (zipped(mapping(w=tensor(b"]"))), "something that is no storage"),
+    "persistent id of no kind": (zipped(text("0") + b"Q"), "names a storage in a way"),
+    # tensors that lie
+    "negative size": (zipped(mapping(w=tensor(size=(-2, -3)))), "none can have"),
+    "negative stride": (zipped(mapping(w=tensor(stride=(-3, 1)))), "none can have"),
+    "negative offset": (zipped(mapping(w=tensor(offset=-1))), "none can have"),
+    "offset beyond the storage": (zipped(mapping(w=tensor(offset=1))), "reaches beyond its storage"),
+    "stride beyond the storage": (zipped(mapping(w=tensor(stride=(4, 1)))), "reaches beyond its storage"),
+    "size that overflows": (zipped(mapping(w=tensor(size=(1 << 61, 8)))), "reaches beyond its storage"),
+    "stride that overflows": (zipped(mapping(w=tensor(stride=(1 << 61, 8)))), "reaches beyond its storage"),
+    "size of 600 digits": (zipped(mapping(w=tensor(size=(1 << 2000, 1)))), "none can have"),
+    "larger than memory by strides of 0": (
+        zipped(mapping(w=tensor(size=(1 << 31, 1 << 30), stride=(0, 0)))), "larger than the whole file",
+    ),
+    "size that is text": (zipped(mapping(w=tensor(size=b"(" + text("2") + b"K\x03t"))), "none can have"),
+    "size that is a bool": (zipped(mapping(w=tensor(size=b"\x88\x88\x86"))), "none can have"),
+    "size that is a list": (zipped(mapping(w=tensor(size=b"]"))), "none can have"),
+    "more sizes than strides": (zipped(mapping(w=tensor(size=(2, 3, 1)))), "none can have"),
+    "a thousand axes": (zipped(mapping(w=tensor(size=[1] * 1000, stride=[1] * 1000))), "reaches beyond"),
+    "parameter of text": (zipped(mapping(w=call("torch._utils._rebuild_parameter", text("x")))), "no tensor"),
+    "tensor of nothing": (zipped(mapping(w=call("torch._utils._rebuild_tensor_v2"))), "no storage"),
+    "quantised": (zipped(mapping(w=tensor(storage(6, kind="torch.QInt32Storage")))), "only dense tensors"),
+    "sparse": (zipped(mapping(w=call("torch._utils._rebuild_sparse_tensor", b"N"))), "only dense tensors"),
+    # bombs
+    "a million nested lists": (zipped(b"]" * 1_000_000 + b"a" * 999_999), "much more memory|holds a list"),
+    "nested tuples as a key": (zipped(b"}" + nested_tuple(100_000) + b"Ns"), "whose key is a tuple"),
+    "a list as a key": (zipped(b"}]Ns"), "whose key is a list"),
+    "colliding keys": (zipped(collisions(10_000)), "whose key is a int"),
+    "a dictionary for each byte": (zipped(b"(" + b"}" * 4_000_000 + b"t"), "much more memory"),
+    "a list for each byte": (zipped(b"(" + b"]" * 4_000_000 + b"t"), "much more memory"),
+    "a memo entry for each byte": (zipped(b"N" + b"\x94" * 4_000_000), "much more memory"),
+    "a mark for each byte": (zipped(b"(" * 4_000_000), "much more memory|ends too early"),
+    "a memo index of 2**32 - 1": (zipped(b"]r\xff\xff\xff\xff"), "holds a list"),
+    "a list copied again and again": (
+        zipped(
+            named("collections.OrderedDict") + b"q\x00](" + b"](NNe" * 20_000 + b"eq\x01" + b"h\x00h\x01\x85R" * 20_000
+        ),
+        "much more memory",
+    ),
+    "a billion laughs": (zipped(b"]q\x000" + b"](h\x00h\x00eq\x000" * 64 + b"h\x00"), "holds a list"),
+    "a dictionary that holds itself": (zipped(b"}q\x00" + text("state_dict") + b"h\x00s"), "holds a dictionary"),
+    "wide text": (
+        zipped(b"(" + text("a" * 500_000 + "\U0001f600") * 40 + b"t"), "much more memory|holds a tuple",
+    ),
+    "text of 4 GiB": (zipped(b"X\xff\xff\xff\xff"), "cut short"),
+    "text of 2**63 bytes": (zipped(b"\x8d" + b"\xff" * 8), "cut short"),
+    "bytes of negative length": (zipped(b"T\xff\xff\xff\xff"), "negative length"),
+    "an integer of 2 GiB": (zipped(b"\x8b\xff\xff\xff\x7f"), "opcode 0x8b"),
+    # pickles that are broken
+    "no stop": (with_pickles(pickled(GOOD)[:-1]), "cut short"),
+    "pop from nothing": (zipped(b"0"), "where there is none"),
+    "pop from below a mark": (zipped(b"N(0"), "where there is none"),
+    "no mark": (zipped(b"Nt"), "looks for a mark"),
+    "memo without an entry": (zipped(b"h\x07"), "has not kept"),
+    "values left over": (zipped(b"NN"), "ends too early"),
+    "text that is not UTF-8": (zipped(b"X\x01\x00\x00\x00\xff"), "not UTF-8"),
+    "a name without end": (zipped(b"c" + b"a" * 1000), "name without an end"),
+    # zips that lie
+    "checksum of a tensor": (patched(zipped(GOOD), DATA["data/0"], bytes(24)), "checksums of 1 of 1"),
+    "checksum of the pickle": (patched(zipped(GOOD), text("w"), text("v")), "checksums of 1 of 1"),
+    "two pickles of one name": (with_pickles(pickled(GOOD), pickled(call("os.system", TOUCH))), "two members"),
+    "another name in the directory": (
+        patched(zipped(GOOD), b"archive/data.pkl", b"archive/dota.pkl"), "contradict|members data.pkl",
+    ),
+    "encrypted, says the directory": (central(zipped(GOOD), 8, "<H", 1), "is encrypted"),
+    "encrypted, says the header": (local(zipped(GOOD), 6, "<H", 1), "is encrypted"),
+    "masked header": (local(central(zipped(GOOD), 8, "<H", 0x2000), 6, "<H", 0x2000), "contradict"),
+    "a flag in the header only": (local(zipped(GOOD), 6, "<H", 0x0800), "contradict"),
+    "compressed": (zipped(GOOD, compression=zipfile.ZIP_DEFLATED), "is compressed"),
+    "a zip bomb": (
+        zipped(GOOD, {"data/0": bytes(1 << 24)}, compression=zipfile.ZIP_DEFLATED), "is compressed",
+    ),
+    "compressed, says the header": (local(zipped(GOOD), 8, "<H", 8), "is compressed"),
+    "another size in the directory": (central(zipped(GOOD), 24, "<L", 1 << 30), "is compressed"),
+    "sizes beyond the file": (central(central(zipped(GOOD), 24, "<L", 1 << 30), 20, "<L", 1 << 30), "contradict"),
+    "another checksum in the directory": (central(zipped(GOOD), 16, "<L", 1), "contradict"),
+    "a header outside of the file": (central(zipped(GOOD), 42, "<L", 1 << 30), "outside of the file"),
+    "a header that is none": (central(zipped(GOOD), 42, "<L", 7), "contradict|compressed|encrypted"),
+    "members over each other": (overlapping(), "lies over another one"),
+    "fewer entries than there are": (end(end(zipped(GOOD), 8, "<H", 2), 10, "<H", 2), "fewer entries"),
+    "more entries than there are": (end(end(zipped(GOOD), 8, "<H", 9), 10, "<H", 9), "damaged"),
+    "counts that contradict": (end(zipped(GOOD), 8, "<H", 9), "contradicts the file"),
+    "another disk": (end(zipped(GOOD), 4, "<H", 1), "contradicts the file"),
+    "directory elsewhere": (end(zipped(GOOD), 16, "<L", 4), "not where the file says"),
+    "a zip joined to another": (zipped(GOOD) + zipped(call("os.system", TOUCH)), "not where the file says"),
+    "bytes behind the end": (zipped(GOOD) + b"x", "contradicts the file"),
+    "a 64-bit directory outside": (zip64_bomb(), "outside of the file"),
+    "a million million members": (many_members(), "contradicts|members, more than"),
+    "an empty zip": (b"PK\x05\x06" + bytes(18), "0 members data.pkl"),
+    "a zip of other things": (zipped(GOOD, folder="a/b/"), "0 members data.pkl"),
+    "a program of TorchScript": (zipped(GOOD, {"constants.pkl": b"", "code/x.py": b""}), "a TorchScript program"),
+    "big-endian": (patched(zipped(GOOD), b"little", b"bigbig", 9), "big-endian"),
+    # legacy files that lie
+    "legacy with another magic": (legacy(GOOD, magic=pickled(number(3))), "not one that torch.save wrote"),
+    "legacy of another version": (legacy(GOOD, version=7), "of a version"),
+    "legacy, big-endian": (legacy(GOOD, little=b"\x89"), "big-endian"),
+    "legacy with another count": (legacy(GOOD, counts=(5,)), "has 5 in the file"),
+    "legacy with a negative count": (legacy(GOOD, counts=(-1,)), "has -1 in the file"),
+    "legacy with storages missing": (legacy(GOOD, keys=(), contents=(), counts=()), "list of storages"),
+    "legacy with storages of no tensor": (legacy(b"}"), "list of storages"),
+    "legacy with a storage twice": (
+        legacy(GOOD, keys=("0", "0"), contents=(b"",) * 2, counts=(0, 0)), "list of storages",
+    ),
+    "legacy with a storage of two sizes": (
+        legacy(mapping(a=tensor(), b=tensor(storage(7)))), "said to have two sizes",
+    ),
+    "legacy with a view beyond its storage": (
+        legacy(mapping(w=tensor(storage(view=b"(" + text("v") + number(3) + number(6) + b"t")))),
+        "larger than the storage",
+    ),
+    "legacy with a storage larger than the file": (
+        legacy(mapping(w=tensor(storage(1 << 40))), counts=(1 << 40,)), "its last tensors are missing",
+    ),
+    # safetensors that lie
+    "safetensors with a huge header": ((1 << 62).to_bytes(8, "little") + b"{}", "its header is said to have"),
+    "safetensors that overlap": (
+        safetensors(
+            '{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}',
+            bytes(12),
+        ),
+        "no whole safetensors",
+    ),
+    "safetensors beyond the file": (
+        safetensors('{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}', bytes(8)), "no whole safetensors",
+    ),
+    "safetensors with a gap": (
+        safetensors('{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', bytes(8)), "no whole safetensors",
+    ),
+    "safetensors of another size": (
+        safetensors('{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,8]}}', bytes(8)), "no whole safetensors",
+    ),
+    "safetensors that overflow": (
+        safetensors(
+            '{"a":{"dtype":"F32","shape":[4294967296,4294967296,0],"data_offsets":[0,0]}}',
+        ),
+        "no whole safetensors|a shape that NumPy does not have",
+    ),
+    "safetensors of a thousand axes": (
+        safetensors(json.dumps({"a": {"dtype": "F32", "shape": [1] * 1000, "data_offsets": [0, 4]}}), bytes(4)),
+        "a shape that NumPy does not have",
+    ),
+    "safetensors of deep JSON": (safetensors("{" + '"a":[' * 100_000, b""), "no whole safetensors"),
+    # indices that lie
+    **{
+        f"index that names {place!r}": (json.dumps({"weight_map": {"w": place}}).encode(), "not a file beside it")
+        for place in ("../secret.pth", "/etc/passwd", "a\\b", "none.pth", "", "..", ".")
+    },
+    "index that names itself": (b'{"weight_map": {"w": "x.pth"}}', "is damaged, cut short"),
+    "index in UTF-32": ('{"weight_map": {"w": "x"}}'.encode("utf-32-le"), "is none"),
+    "index of nothing": (b'{"weight_map": {}}', "not the index"),
+    "index of numbers": (b'{"weight_map": {"w": 3}}', "not the index"),
+    "index that is deep": (b'{"a":' * 100_000, "is none"),
+    "index that is large": (b'{"a": ["' + b"a" * (3 << 20), "not the index"),
+    # what else is saved under a name that ends in .pth
+    "an error page": (b"<!DOCTYPE html><html>404 Not Found</html>", "a web page"),
+    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a Git LFS pointer"),
+    "an empty file": (b"", "it is empty"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(64), "an HDF5 file"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(64), "a gzip archive"),
+    "zeros": (bytes(4096), "damaged, cut short or of another kind"),
+}  # fmt: skip

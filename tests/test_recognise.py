@@ -1,0 +1,252 @@
+"""Names of other repositories, and the network that a file holds."""
+
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import resnet_jax
+from resnet_jax.models.variants import ALIASES, VARIANTS, create_model
+from resnet_jax.weights import convert
+from resnet_jax.weights.errors import ConversionError
+from resnet_jax.weights.recognise import identify, native_names
+
+
+@functools.cache
+def weights(name, **fields):
+    """Random weights of a network under torchvision's names, counters included."""
+    model = create_model(name, **fields)
+    rng = np.random.default_rng(0)
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(leaf.dtype), shapes)
+    return convert.to_torch(model, variables)
+
+
+@functools.cache
+def shapes_of(name, **fields):
+    """The same with no memory behind them: one element, expanded."""
+    shapes = convert.torch_shapes(create_model(name, **fields))
+    return {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}
+
+
+def prefixed(prefix, tensors):
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def headless(tensors):
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
+
+
+def renamed(tensors, *rules):
+    result = {}
+    for name, tensor in tensors.items():
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        result[name] = tensor
+    return result
+
+
+def huggingface(tensors):
+    """Names of transformers' `ResNetForImageClassification`, worked out from its modules."""
+    return renamed(
+        tensors,
+        (r"^conv1\.", "resnet.embedder.embedder.convolution."),
+        (r"^bn1\.", "resnet.embedder.embedder.normalization."),
+        (r"^layer(\d)\.(\d+)\.", lambda m: f"resnet.encoder.stages.{int(m[1]) - 1}.layers.{m[2]}."),
+        (r"\.conv(\d)\.", lambda m: f".layer.{int(m[1]) - 1}.convolution."),
+        (r"\.bn(\d)\.", lambda m: f".layer.{int(m[1]) - 1}.normalization."),
+        (r"\.downsample\.0\.", ".shortcut.convolution."),
+        (r"\.downsample\.1\.", ".shortcut.normalization."),
+        (r"^fc\.", "classifier.1."),
+    )
+
+
+def pytorch_cifar100(tensors):
+    """Names of weiaicunzai/pytorch-cifar100."""
+
+    def residual(number):
+        return lambda m: f"conv{int(m[1]) + 1}_x.{m[2]}.residual_function.{3 * int(m[3]) - number}."
+
+    return renamed(
+        tensors,
+        (r"^conv1\.", "conv1.0."),
+        (r"^bn1\.", "conv1.1."),
+        (r"^layer(\d)\.(\d+)\.conv(\d)\.", residual(3)),
+        (r"^layer(\d)\.(\d+)\.bn(\d)\.", residual(2)),
+        (r"^layer(\d)\.(\d+)\.downsample\.", lambda m: f"conv{int(m[1]) + 1}_x.{m[2]}.shortcut."),
+    )
+
+
+def pytorch_cifar(tensors):
+    """Names of kuangliu/pytorch-cifar."""
+    return renamed(tensors, (r"^fc\.", "linear."), (r"\.downsample\.", ".shortcut."))
+
+
+MLP = {"0.weight": np.ones((512, 512)), "0.bias": np.ones(512), "2.weight": np.ones((128, 512)), "2.bias": np.ones(128)}
+
+
+def moco(tensors, version):
+    """MoCo's file: query, key and queue under DataParallel's name; the head of version 1 is one layer, of 2 two."""
+    head = {"weight": np.ones((128, 512)), "bias": np.ones(128)} if version == 1 else MLP
+    net = headless(tensors) | prefixed("fc.", head)
+    moving = {name: tensor + 1 for name, tensor in net.items()}
+    queue = {"module.queue": np.ones((128, 9)), "module.queue_ptr": np.ones(1)}
+    return prefixed("module.encoder_q.", net) | prefixed("module.encoder_k.", moving) | queue
+
+
+# Description -> (names from those of resnet18, the number of classes that is left, what the log must say).
+FOREIGN = {
+    "plain": (lambda t: t, 1000, ""),
+    "DataParallel": (lambda t: prefixed("module.", t), 1000, ""),
+    "torch.compile": (lambda t: prefixed("_orig_mod.", t), 1000, ""),
+    "both": (lambda t: prefixed("module._orig_mod.", t), 1000, ""),
+    "Lightning": (lambda t: prefixed("model.net.", t), 1000, ""),
+    "transformers": (huggingface, 1000, ""),
+    "transformers, compiled": (lambda t: prefixed("_orig_mod.", huggingface(t)), 1000, ""),
+    "transformers' backbone": (
+        lambda t: {k.removeprefix("resnet."): v for k, v in huggingface(headless(t)).items()}, 0, "",
+    ),
+    "pytorch-cifar": (pytorch_cifar, 1000, ""),
+    "pytorch-cifar100": (pytorch_cifar100, 1000, ""),
+    "a dropout before the head": (lambda t: renamed(t, (r"^fc\.", "fc.1.")), 1000, ""),
+    "mmpretrain": (
+        lambda t: prefixed("backbone.", headless(t)) | {"head.fc.weight": t["fc.weight"], "head.fc.bias": t["fc.bias"]},
+        1000, "",
+    ),
+    "a detector": (
+        lambda t: prefixed("backbone.body.", headless(t)) | {"rpn.x": np.ones(3), "backbone.fpn.x": np.ones(3)},
+        0, "under 'backbone.body.' and passed over backbone.fpn (1), rpn (1)",
+    ),
+    "MoCo v1": (lambda t: moco(t, 1), 0, "module.encoder_k (122), module.encoder_q.fc (2), module.queue (1)"),
+    "MoCo v2": (lambda t: moco(t, 2), 0, "module.encoder_k (124), module.encoder_q.fc (4), module.queue (1)"),
+    "MoCo v3": (
+        lambda t: prefixed("module.base_encoder.", headless(t) | prefixed("fc.", MLP))
+        | prefixed("module.momentum_encoder.", headless(t)) | prefixed("module.predictor.", MLP),
+        0, "passed over module.base_encoder.fc (4), module.momentum_encoder (120), module.predictor (4)",
+    ),
+    "SimCLR": (lambda t: prefixed("backbone.", headless(t) | prefixed("fc.", MLP)), 0, "backbone.fc (4)"),
+    "SimSiam": (lambda t: prefixed("module.encoder.", headless(t) | prefixed("fc.", MLP)), 0, "module.encoder.fc (4)"),
+    "Barlow Twins": (
+        lambda t: prefixed("module.backbone.", headless(t)) | prefixed("module.projector.", MLP)
+        | {"module.bn.running_mean": np.ones(9)},
+        0, "module.bn (1), module.projector (4)",
+    ),
+    "SwAV": (
+        lambda t: prefixed("module.", headless(t) | {"projection_head.0.weight": np.ones((9, 9))}),
+        0, "module.projection_head (1)",
+    ),
+    "DINO": (
+        lambda t: prefixed("module.backbone.", headless(t)) | {"module.head.mlp.0.weight": np.ones((9, 9))},
+        0, "module.head (1)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("source", FOREIGN)
+def test_foreign_names_are_recognised_and_converted(source, caplog):
+    foreign, classes, said = FOREIGN[source]
+    tensors = foreign(weights("resnet18"))
+    native = native_names(tensors)
+    assert ("passed over" in caplog.text) == bool(said)
+    assert said in caplog.text
+    wanted = weights("resnet18") if classes else headless(weights("resnet18"))
+    wanted = {name: tensor for name, tensor in wanted.items() if not name.endswith("num_batches_tracked")}
+    assert native.keys() == wanted.keys()
+    assert all(native[name] is wanted[name] for name in wanted)
+    name, overrides = identify(tensors)
+    assert (name, overrides) == ("resnet18", {} if classes else {"num_classes": 0})
+    convert.from_torch(create_model(name, **overrides), tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "expected"),
+    [
+        ("cifar_resnet20", {}, {}),
+        ("cifar_resnet20", {"shortcut": "B", "num_classes": 100}, {"num_classes": 100, "shortcut": "B"}),
+        ("resnet18", {"stem": "cifar", "num_classes": 10}, {"num_classes": 10, "stem": "cifar"}),
+        ("resnet50", {"num_classes": 0}, {"num_classes": 0}),
+        ("resnet50_gn", {}, {}),
+        ("resnet50d", {}, {}),
+        ("resnet50t", {}, {}),
+        ("resnet50s", {}, {}),
+        ("seresnet50", {"num_classes": 7}, {"num_classes": 7}),
+        ("ecaresnetlight", {}, {}),
+        ("wide_resnet50_2", {}, {}),
+        ("resnext50_32x4d", {}, {}),
+        ("plain34", {}, {}),
+        ("test_resnet", {}, {}),
+    ],
+)
+def test_the_network_is_identified(name, fields, expected):
+    assert identify(shapes_of(name, **fields)) == (name, expected)
+
+
+# Networks that have the tensors of a plainer one in the table.
+TWINS = (
+    *("resnetaa50", "resnetaa34d", "resnetaa50d", "resnetaa101d", "seresnextaa101d_32x8d"),
+    *("resnetblur18", "resnetblur50", "resnetblur50d", "resnetblur101d"),
+    *("cifar_plain20", "cifar_plain32", "cifar_plain44", "cifar_plain56"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_network_of_the_table_is_identified(name, caplog):
+    found, overrides = identify(shapes_of(name))
+    assert overrides == {}
+    assert (found != name) == (name in TWINS)
+    if found != name:
+        assert name in caplog.text
+        plainer = {"anti_alias", "zero_init_residual", "shortcut"}
+        left, right = ({k: v for k, v in VARIANTS[n].items() if k not in plainer} for n in (found, name))
+        assert left == right
+    assert not ALIASES.keys() & {found}
+
+
+def test_grey_images_are_identified():
+    tensors = dict(shapes_of("resnet18"))
+    tensors["conv1.weight"] = tensors["conv1.weight"][:, :1]
+    assert identify(tensors) == ("resnet18", {})
+
+
+def test_twins_are_named_and_an_old_filter_tells_them_apart(caplog):
+    assert identify(shapes_of("resnet50"))[0] == "resnet50"
+    assert "taken for resnet50; resnetaa50 and resnetblur50 would have the same tensors" in caplog.text
+    filtered = shapes_of("resnetblur50") | {"layer2.0.aa.filt": np.ones((1, 1, 3, 3))}
+    assert identify(filtered)[0] == "resnetblur50"
+
+
+def test_no_such_network_names_the_nearest():
+    tensors = dict(shapes_of("resnet18"))
+    tensors["layer1.0.conv1.weight"] = np.ones((65, 64, 3, 3))
+    with pytest.raises(ConversionError, match=r"no network of the table .* the nearest: resnet18 \(1 tensors differ\)"):
+        identify(tensors)
+    with pytest.raises(ConversionError, match="none has as many blocks in each stage"):
+        identify({"fc.weight": np.ones((3, 3)), "layer1.0.conv1.weight": np.ones((3, 3, 1, 1))})
+    with pytest.raises(ConversionError, match="these 0 tensors"):
+        identify({})
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        (lambda t: prefixed("a.", t) | prefixed("b.", t), r"holds 2 networks, under 'a\.', 'b\.'"),
+        (lambda t: t | {"linear.bias": t["fc.bias"]}, r"names 'fc.bias' twice, as 'fc.bias' and as 'linear.bias'"),
+        (
+            lambda t: t | {"layer1.0.shortcut.0.weight": 1, "layer1.0.downsample.0.weight": 1},
+            r"'layer1.0.downsample.0.weight' twice",
+        ),
+    ],
+)
+def test_names_that_contradict_are_refused(tensors, said):
+    with pytest.raises(ConversionError, match=said):
+        native_names(tensors(weights("cifar_resnet20")))
+
+
+def test_a_head_of_several_layers_without_a_telling_prefix_is_left_over():
+    tensors = headless(weights("resnet18")) | prefixed("fc.", MLP)
+    with pytest.raises(ConversionError, match=r"left over, unknown to the model \(4\)"):
+        resnet_jax.from_torch(create_model("resnet18", num_classes=0), tensors)
