@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 
-from resnet_jax.weights import checksums
+from resnet_jax.weights.files import checksums
 
 WORTH, BLOCK = checksums.WORTH_FOLDING, checksums.BLOCK
 # Around the size from which it folds, no multiple of a word, whole blocks, and as many as fill the room.

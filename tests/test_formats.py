@@ -9,6 +9,7 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from resnet_jax.weights import formats
 from resnet_jax.weights.formats import WeightFileError, load_state_dict, save_state_dict

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from resnet_jax.weights.checksums import crc32
 from resnet_jax.weights.errors import WeightFileError
+from resnet_jax.weights.files.checksums import crc32
 
 LOCAL, CENTRAL, END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
 END_64, LOCATOR_64 = b"PK\x06\x06", b"PK\x06\x07"

@@ -1,6 +1,6 @@
 """PyTorch's files, zip and legacy, to `{name: array}` in place, without PyTorch.
 
-The pickle in them is read by `pickles.py`, names in it are looked up in `torchnames.py`, and the arrays returned are
+The pickle in them is read by `pickles.py`, names in it are looked up in `torch_names.py`, and the arrays returned are
 views of the file.
 """
 
@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax.weights import archive
 from resnet_jax.weights.errors import WeightFileError
-from resnet_jax.weights.opcodes import run
-from resnet_jax.weights.pickles import SPARE, Budget, Pickle
-from resnet_jax.weights.torchnames import Storage, StorageType, Tensor, find_global
+from resnet_jax.weights.files import archive
+from resnet_jax.weights.files.opcodes import run
+from resnet_jax.weights.files.pickles import SPARE, Budget, Pickle
+from resnet_jax.weights.files.torch_names import Storage, StorageType, Tensor, find_global
 
 # The first pickle of a legacy file, and the version in the second.
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
