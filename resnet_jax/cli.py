@@ -1,6 +1,7 @@
 """The `resnet-jax` command: a thin door to the rooms. Each verb is one function; `main` turns errors into messages."""
 
 import argparse
+import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
+    except BrokenPipeError:  # the reader has seen enough, as in `resnet-jax list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"resnet-jax: {error}", file=sys.stderr)
         return 2
