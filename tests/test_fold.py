@@ -96,7 +96,7 @@ def small(**fields):
         {"output_stride": 8, "stage_sizes": (1, 1, 1), "stage_features": (8, 12, 16), "num_classes": 0},
         {"shortcut": functools.partial(projected, kernel_size=3), "global_pool": "catavgmax"},
     ],
-    ids=str,
+    ids="-".join,
 )
 def test_every_place_of_a_norm_is_folded(fields, x64):
     model = small(**{"param_dtype": "float64", **fields})
@@ -172,7 +172,7 @@ class OwnNorm(nn.BatchNorm):
         ({"anti_alias": lambda x, stride: x**2}, r"anti_alias=<function"),
         ({"stem": lambda x, features, **_: x}, r"stem=<function"),
     ],
-    ids=lambda value: str(value)[:40],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
 def test_what_cannot_be_folded_is_refused(fields, said):
     with pytest.raises(ValueError, match=said):
