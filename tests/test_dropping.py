@@ -68,7 +68,7 @@ def test_dropout_acts_on_the_pooled_vector(variables):
 def test_rate_0_and_evaluation_are_the_net_itself(variables, rates):
     images = jax.random.normal(jax.random.key(2), (4, 8, 8, 3))
     plain = jax.jit(net().apply)(variables, images)  # needs no rng either
-    np.testing.assert_array_equal(run(variables, images, **{rates: 0.0}), plain)
+    assert net(**{rates: 0.0}) == net()  # so it is the very same network
     np.testing.assert_array_equal(run(variables, images, train=False, **{rates: 0.5}), plain)
     assert not np.array_equal(run(variables, images, **{rates: 0.5}), plain)
     assert not np.array_equal(run(variables, images, **{rates: 0.5}), run(variables, images, seed=1, **{rates: 0.5}))
@@ -132,6 +132,27 @@ def test_dropblock_sits_where_timms_does():
         assert (built.rate, built.block_size, built.gamma_scale) == (
             dropping.drop_prob, dropping.block_size, dropping.gamma_scale,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet26"])
+def test_what_dropblock_drops_is_what_timms_drops(name, monkeypatch):
+    """Everything, everywhere it sits: then its place in the block decides what is left."""
+    torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
+    from resnet_jax.weights import verify
+
+    reference = timm.create_model(name, drop_block_rate=0.2).eval()
+    verify.randomise_norms(reference)
+    for block in [*reference.layer3, *reference.layer4]:
+        block.drop_block.forward = torch.zeros_like
+    images = np.random.default_rng(0).standard_normal((2, 65, 97, 3))
+    theirs = verify.torch_stage_outputs(reference, images)
+    monkeypatch.setattr(layers.DropBlock, "__call__", lambda self, x: jnp.zeros_like(x))
+    with jax.enable_x64(True):
+        model = resnet_jax.create_model(name, drop_block_rate=0.2, param_dtype="float64")
+        dropped = resnet_jax.from_torch(model, reference.state_dict(), dtype=np.float64)
+        ours = verify.stage_outputs(model, dropped, images)
+    for stage, expected in theirs.items():
+        np.testing.assert_allclose(ours[stage], expected, rtol=0, atol=1e-10)
 
 
 def test_stochastic_depth_has_timms_rates():

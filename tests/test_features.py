@@ -23,6 +23,12 @@ def variables():
     return jax.jit(tiny().init)(jax.random.key(0), IMAGES)
 
 
+def operations(model, variables, features):
+    """Primitives of the traced program, before any compiler can leave out what nobody needs."""
+    jaxpr = jax.make_jaxpr(functools.partial(model.apply, features=features))(variables, IMAGES)
+    return [equation.primitive.name for equation in jaxpr.jaxpr.eqns]
+
+
 def flops(model, variables, features):
     apply = jax.jit(functools.partial(model.apply, features=features))
     return apply.lower(variables, IMAGES).compile().cost_analysis()["flops"]
@@ -48,7 +54,18 @@ def test_asking_for_stage_2_does_not_compute_stage_3(variables):
            for kind, tree in variables.items()}  # fmt: skip
     asked = flops(tiny(), variables, ("layer2",))
     assert asked == flops(two, own, ("layer2",))
+    assert operations(tiny(), variables, ("layer2",)) == operations(two, own, ("layer2",))
     assert asked < 0.95 * flops(tiny(), variables, ("layer3",))
+
+
+def test_asking_for_a_block_does_not_compute_the_next():
+    """Not even where nothing is compiled, and no parameter is made."""
+    model = tiny()
+    first = jax.eval_shape(functools.partial(model.init, features=("layer2.0",)), jax.random.key(0), IMAGES)["params"]
+    assert set(first) == {"conv1", "bn1", "layer1", "layer2"}
+    assert set(first["layer2"]) == {"0"}
+    stem = jax.eval_shape(functools.partial(model.init, features=("act1",)), jax.random.key(0), IMAGES)["params"]
+    assert set(stem) == {"conv1", "bn1"}
 
 
 def test_channels_and_reductions_are_known_without_running():
@@ -67,8 +84,14 @@ def test_features_in_training_mode_update_the_statistics_that_were_passed(variab
     assert not any(jax.tree.leaves([moved["layer2"], moved["layer3"]]))
 
 
-def test_an_unknown_feature_names_those_that_there_are(variables):
-    with pytest.raises(ValueError, match=r"no features \['layer9'\].*act1, stem, layer1.0, layer1.*logits"):
-        tiny().apply(variables, IMAGES, features=["layer1", "layer9"])
+def test_an_unknown_feature_names_the_nearest(variables):
+    for features, said in {
+        ("layer1", "layer9"): r"no features \['layer9'\]: did you mean layer",
+        ("embedding",): "the network has act1, stem, layer1.0, layer1,.*pre_logits, logits",
+        "layer1": "features must list names",
+        (): "features must list names",
+    }.items():
+        with pytest.raises(ValueError, match=said):
+            tiny().apply(variables, IMAGES, features=features)
     with pytest.raises(ValueError, match=r"no features \['logits'\]"):
-        tiny(num_classes=0).apply({**variables}, IMAGES, features=["logits"])
+        tiny(num_classes=0).apply(variables, IMAGES, features=["logits"])

@@ -72,6 +72,16 @@ def test_the_comparison_can_fail():
     assert deviations(sample + 0.06, other)[0] > 5
 
 
+TIMM = timm.list_models(module="resnet")
+TORCHVISION = [name for name in TIMM if hasattr(torchvision.models, name)]
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_each_name_starts_as_its_library_does(name):
+    """Torchvision's ten with every last scale at 1, timm's others at 0; the next test ties the field to the tensors."""
+    assert resnet_jax.create_model(name).zero_init_residual == (name not in TORCHVISION)
+
+
 @pytest.mark.parametrize(
     ("name", "library", "last"),
     [
@@ -81,7 +91,7 @@ def test_the_comparison_can_fail():
         ("resnet50", torchvision.models.get_model, 1),
     ],
 )
-def test_last_scales_start_as_in_the_library_that_the_name_is_from(name, library, last):
+def test_all_scales_and_biases_of_norms_start_as_theirs(name, library, last):
     model = resnet_jax.create_model(name)
     init = jax.jit(functools.partial(model.init, train=False))
     ours = resnet_jax.to_torch(model, init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32)))

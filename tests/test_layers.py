@@ -122,3 +122,30 @@ def test_bind_norm_refuses_what_it_cannot_do():
         norms.bind_norm("bach", train=True, axis_name=None)
     with pytest.raises(ValueError, match="keeps none"):
         norms.bind_norm("group", train=True, axis_name="batch")
+
+
+def test_a_function_that_builds_a_batch_norm_gets_its_mode():
+    layer = norms.bind_norm(lambda **kwargs: nn.BatchNorm(**kwargs), train=True, axis_name="batch")()
+    assert (layer.use_running_average, layer.axis_name) == (False, "batch")
+
+
+def test_a_norm_whose_mode_is_fixed_can_be_neither_frozen_nor_evaluated():
+    fixed = functools.partial(nn.BatchNorm, use_running_average=False)
+    assert norms.bind_norm(fixed, train=True, axis_name=None)().use_running_average is False
+    with pytest.raises(ValueError, match="fixes use_running_average=False"):
+        norms.bind_norm(fixed, train=False, axis_name=None)
+
+
+def test_a_norm_with_statistics_and_no_mode_cannot_be_frozen():
+    class Wrapped(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.BatchNorm(use_running_average=False)(x)
+
+    class Outer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return norms.freeze(norms.bind_norm(Wrapped, train=False, axis_name=None))()(x)
+
+    with pytest.raises(ValueError, match="Wrapped has batch statistics but no field use_running_average"):
+        Outer().init(jax.random.key(0), jnp.ones((2, 4)))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax.weights import verify
+from resnet_jax.weights import convert, verify
 
 torch = pytest.importorskip("torch")
 torchvision = pytest.importorskip("torchvision")
@@ -88,6 +88,7 @@ def prove(entry, size, record_property):
     assert len(rows) == len([stage for stage in dir(reference) if stage.startswith("layer")]) + 3
     # Signals that explode would drown a forgotten bias; ones that vanish would hide a whole branch.
     assert all(1e-3 < row.reference < 1e3 for row in rows), rows
+    assert bool(gates) == (name.startswith(("se", "eca", "resnetrs")))
     assert all(0.02 < gate < 0.98 for gate in gates)
     assert worst.difference < 1e-10, rows
     assert parameters == sum(parameter.numel() for parameter in reference.parameters())
@@ -113,7 +114,21 @@ def gate_values(reference):
 def test_there_are_81_and_10():
     assert len(TIMM) == 81
     assert len(TORCHVISION) == 10
-    assert {entry.split("/")[1] for entry in [*TIMM, *TORCHVISION, *PAPER]} <= set(resnet_jax.list_models())
+    compared = {entry.split("/")[1] for entry in [*TIMM, *TORCHVISION, *PAPER]}
+    # timm has weights of this one, but no entry point.
+    assert set(resnet_jax.list_models()) - compared == {"resnext101_32x48d"}
+    assert compared < set(resnet_jax.list_models())
+
+
+def test_the_one_that_timm_has_no_entry_point_for_is_its_resnet_with_those_arguments(record_property):
+    from timm.models.resnet import Bottleneck, ResNet
+
+    with torch.device("meta"):
+        reference = ResNet(Bottleneck, (3, 4, 23, 3), cardinality=32, base_width=48)
+    model = resnet_jax.create_model("resnext101_32x48d")
+    shapes = {key: tuple(tensor.shape) for key, tensor in reference.state_dict().items()}
+    ours = convert.torch_shapes(model)
+    assert ours == {key: shape for key, shape in shapes.items() if "num_batches" not in key}
 
 
 @pytest.mark.parametrize(
@@ -153,6 +168,9 @@ def test_there_and_back_is_bit_for_bit_and_loads_strictly(entry):
     reference = verify.torch_reference(name, library=library)
     verify.randomise_norms(reference)
     given = reference.state_dict()
+    for key, counter in given.items():
+        if key.endswith("num_batches_tracked"):
+            assert not counter  # as in a new module; Flax has no such counter, and `to_torch` writes 0
     model = resnet_jax.create_model(name)
     returned = resnet_jax.to_torch(model, resnet_jax.from_torch(model, given))
     assert list(returned) == list(given)

@@ -59,8 +59,9 @@ def test_the_tree_of_variables_stays_as_it_is(variables):
 @pytest.mark.skipif(not KEEPS_REMAT, reason="XLA for the CPU undoes rematerialisation before JAX 0.12")
 def test_the_training_step_needs_less_memory():
     plain, conv, block = (compiled(remat).memory_analysis().temp_size_in_bytes for remat in (None, "conv", "block"))
-    assert conv < 0.85 * plain
     assert block < 0.6 * plain
+    assert block < 0.95 * conv
+    assert conv < 0.85 * plain
 
 
 def test_an_unknown_policy_names_those_that_there_are():

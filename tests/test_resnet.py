@@ -1,7 +1,10 @@
 """The network as a user meets it: shapes, names, modes, errors."""
 
 import doctest
+import pickle
+import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import resnet_jax
+from resnet_jax.models import stems
 
 IMAGES = jnp.zeros((2, 17, 21, 3))
 
@@ -94,6 +98,17 @@ def test_a_traced_train_names_static_argnames(variables):
     assert jax.jit(tiny().apply, static_argnames="train")(variables, IMAGES, train=False).shape == (2, 5)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (2, 1, 28, 28)])
+def test_small_channels_first_images_are_named_too(shape):
+    with pytest.raises(ValueError, match="looks like PyTorch's"):
+        jax.eval_shape(resnet_jax.cifar_resnet20(train=False).init, jax.random.key(0), jnp.zeros(shape))
+
+
+def test_five_axes_are_refused(variables):
+    with pytest.raises(ValueError, match=r"or one image .*got shape \(2, 2, 17, 21, 3\)"):
+        tiny(train=False).apply(variables, jnp.zeros((2, *IMAGES.shape)))
+
+
 def test_channels_first_images_are_named(variables):
     with pytest.raises(ValueError, match=r"\(2, 3, 64, 64\) looks like PyTorch's.*moveaxis"):
         tiny(train=False).apply(variables, jnp.zeros((2, 3, 64, 64)))
@@ -142,25 +157,46 @@ def test_group_norm_has_no_statistics():
             "groups=5 cannot split a 3x3 convolution of 7 to 15 channels.*reduce_first=2",
         ),
         ("ecaresnet50d_pruned", {"groups": 4}, "groups=4 cannot split a 3x3 convolution of 47 to 18"),
-        ("resnet50", {"groups": 32, "width_per_group": 0}, "must be multiples of groups and not 0"),
+        ("resnet50", {"groups": 32, "width_per_group": 0}, r"one of \(0, 0, 256\) is less than 1"),
         ("resnet18", {"stage_features": (64, 128)}, "one entry for each stage"),
         ("resnet18", {"block": [resnet_jax.BasicBlock]}, "one entry for each stage"),
-        ("resnet18", {"stage_sizes": (2, 0, 2, 2)}, "each of 1 block or more"),
-        ("resnet18", {"num_classes": -1}, "num_classes=-1 be 0"),
+        ("resnet18", {"stage_sizes": (2, 0, 2, 2)}, "blocks of each stage, 1 or more"),
+        ("resnet18", {"num_classes": -1}, "num_classes=-1 must be a whole number"),
         ("resnet18", {"stem": "imagnet"}, "unknown stem 'imagnet'.*imagenet"),
         ("resnet18", {"stem_pool": "min"}, "unknown stem_pool 'min'.*conv.*max"),
         ("resnet18", {"shortcut": "C"}, "unknown shortcut 'C'"),
         ("resnet18", {"attn": "sse"}, "unknown attn 'sse'.*eca.*se"),
         ("resnet18", {"anti_alias": "gauss"}, "unknown anti_alias 'gauss'.*avg.*blur"),
         ("resnet18", {"global_pool": "min"}, "unknown global_pool 'min'.*catavgmax"),
-        ("resnet18", {"output_stride": 12}, "output_stride must be 8, 16 or 32, got 12"),
+        ("resnet18", {"output_stride": 12}, "output_stride must be 8, 16 or 32, or None for no dilation, got 12"),
         ("cifar_resnet20", {"output_stride": 8}, "=8 has no effect.* stride 1 and 3 stages do not go beyond 4"),
         ("cifar_resnet20", {"stage_features": (16, 8, 8)}, "shortcut 'A' pads channels.*16 of them to 8: use 'B'"),
-        ("resnet18", {"drop_path_rate": 1.5}, r"drop_path_rate is a share.*in \[0, 1\), got 1.5"),
-        ("resnet18", {"drop_rate": -0.1}, "drop_rate is a share"),
+        ("resnet18", {"drop_path_rate": 1.5}, r"drop_path_rate is the share.*in \[0, 1\), got 1.5"),
+        ("resnet18", {"drop_rate": -0.1}, "drop_rate is the share"),
         ("plain18", {"zero_init_residual": True}, "without shortcuts.*leave nothing of a block"),
         ("ecaresnet50d_pruned", {"width_per_group": 128}, "block_widths states every width: width_per_group=128"),
         ("ecaresnet50d_pruned", {"stage_sizes": (3, 4, 6, 4)}, "block_widths is for stages of"),
+        ("ecaresnet50d_pruned", {"block_widths": (((1, 2),) * 3, ((1, 2),) * 4, ((1, 2),) * 6, ((1, 2),) * 3)},
+         "Bottleneck has 3 convolutions, whose widths are stated as .1, 2."),
+        ("resnet18", {"stage_features": ()}, "one entry for each stage"),
+        ("resnet18", {"stage_features": (8, 0, 8, 8)}, "must be 1 or more"),
+        ("resnet18", {"stem_features": 0}, "stem_features=0"),
+        ("resnet50d", {"stem_features": 1}, "gives a deep stem of"),
+        ("resnet18", {"num_classes": None}, "num_classes=None must be a whole number"),
+        ("resnet18", {"stage_sizes": 4}, "stage_sizes must state the blocks of each stage"),
+        ("resnet18", {"block": "bottleneck"}, "block must be BasicBlock, Bottleneck, a class like them"),
+        ("resnet18", {"stage_sizes": (1,), "drop_path_rate": 0.1}, "drop_path_rate=0.1 grows from 0"),
+        ("resnet18", {"drop_path_rate": "0.1"}, "drop_path_rate is the share"),
+        ("resnet18", {"act": "rleu"}, "unknown act 'rleu'.*gelu.*relu"),
+        ("resnet18", {"act": None}, "act must be one of"),
+        ("resnet18", {"attn": False}, "attn must be one of .*got False"),
+        ("resnet18", {"anti_alias": True}, "anti_alias must be one of .*got True"),
+        ("resnet18", {"remat": False}, "remat must be one of .*got False"),
+        ("resnet18", {"shortcut": None}, "shortcut must be one of"),
+        ("resnet18", {"norm": None}, "norm must be one of"),
+        ("resnet18", {"norm": nn.LayerNorm()}, "norm must be one of .* what builds a Linen layer"),
+        ("resnet18", {"freeze_norm": 1}, "freeze_norm must be True, False or some of"),
+        ("resnet18", {"shortcut": lambda x, features, **_: x}, "a shortcut or attention of your own must keep"),
         ("resnet50_gn", {"axis_name": "batch"}, "axis_name='batch' synchronises batch statistics.*keeps none"),
     ],
 )  # fmt: skip
@@ -169,24 +205,69 @@ def test_fields_that_contradict_or_have_no_effect_are_refused(name, fields, said
         shapes(resnet_jax.create_model(name, **fields))
 
 
+def test_lists_become_tuples_so_that_a_network_is_hashable_and_picklable():
+    listed = resnet_jax.ResNet([resnet_jax.BasicBlock] * 2, [1, 1], stage_features=[8, 16], freeze_norm=["stem"])
+    tupled = resnet_jax.ResNet((resnet_jax.BasicBlock,) * 2, (1, 1), stage_features=(8, 16), freeze_norm=("stem",))
+    assert listed == tupled
+    assert hash(listed) == hash(tupled)
+    assert pickle.loads(pickle.dumps(listed)) == listed
+    assert pickle.loads(pickle.dumps(resnet_jax.resnet50())) == resnet_jax.resnet50()
+
+
+@pytest.mark.parametrize(
+    ("fields", "reductions"),
+    [
+        ({}, [2, 4, 8, 16, 32]),
+        ({"stem_pool": "none"}, [2, 2, 4, 8, 16]),
+        ({"stem_pool": "none", "output_stride": 8}, [2, 2, 4, 8, 8]),
+        ({"stem": "cifar", "stem_pool": "max", "output_stride": 8}, [1, 2, 4, 8, 8]),
+        ({"stem": stems.Stem(stems.cifar_stem, 1), "output_stride": 8}, None),  # 8 is what it has: no effect
+        ({"stem": stems.STEMS["deep"], "output_stride": 16}, [2, 4, 8, 16, 16]),
+        ({"stage_sizes": (1,) * 5}, [2, 4, 8, 16, 32, 64]),
+        ({"stage_sizes": (1,) * 5, "output_stride": 32}, [2, 4, 8, 16, 32, 32]),
+    ],
+)
+def test_strides_are_the_stems_times_its_pools_times_the_stages(fields, reductions):
+    model = resnet_jax.resnet18(**fields)
+    if reductions is None:
+        with pytest.raises(ValueError, match="output_stride=8 has no effect"):
+            resnet_jax.feature_info(model)
+    else:
+        assert [entry.reduction for entry in resnet_jax.feature_info(model)] == reductions
+
+
+def test_precision_reaches_every_convolution_and_the_head():
+    model = tiny(train=False, precision="highest")
+    shapes_of = jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+    jaxpr = str(jax.make_jaxpr(model.apply)(shapes_of, IMAGES))
+    operations = re.findall(r"(conv_general_dilated|dot_general)\[(.*?)\]\s", jaxpr, flags=re.DOTALL)
+    assert len(operations) == 7  # the stem, two in each of two blocks, a projection, the head
+    assert all("HIGHEST" in parameters for _, parameters in operations)
+
+
 def test_dropblock_without_its_stages_is_refused():
-    with pytest.raises(ValueError, match="drop_block_rate acts in layer3 and layer4"):
+    with pytest.raises(ValueError, match="drop_block_rate=0.1 acts in layer3 and layer4"):
         shapes(tiny(drop_block_rate=0.1))
 
 
-@pytest.mark.parametrize("size", [100, 200, 208, 240, 250, 65, 97, 193, 225, 224])
-def test_anti_aliasing_refuses_the_sizes_that_timm_refuses(size):
+@pytest.mark.parametrize("name", ["resnetaa50d", "resnetaa50", "resnetblur18"])
+@pytest.mark.parametrize("size", [2, 16, 32, 100, 200, 208, 240, 250, 65, 97, 193, 225, 224])
+def test_anti_aliasing_refuses_the_sizes_that_timm_refuses(name, size):
     torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
     with torch.device("meta"):
-        reference = timm.create_model("resnetaa50d")
+        reference = timm.create_model(name).eval()
     try:
         reference(torch.zeros(2, 3, size, size, device="meta"))
-    except RuntimeError:
-        with pytest.raises(ValueError, match="anti-aliasing rounds down.*divisible by 32"):
-            shapes(resnet_jax.create_model("resnetaa50d"), size)
-        assert size in (100, 200, 208, 240, 250)
+    except (RuntimeError, IndexError, ValueError):
+        with pytest.raises(ValueError, match="give larger images|anti-aliasing rounds down.*divisible by 32"):
+            shapes(resnet_jax.create_model(name), size)
     else:
-        assert shapes(resnet_jax.create_model("resnetaa50d"), size)
+        assert shapes(resnet_jax.create_model(name), size)
+
+
+def test_a_plain_net_that_anti_aliasing_leaves_nothing_of_is_refused():
+    with pytest.raises(ValueError, match="anti_alias='avg' averages 2x2 pixels of a map of 1x1"):
+        shapes(resnet_jax.create_model("plain18", anti_alias="avg"), 8)
 
 
 def test_old_names_of_timms_lead_to_the_networks_that_they_name():
@@ -200,6 +281,17 @@ def test_old_names_of_timms_lead_to_the_networks_that_they_name():
 def test_every_old_name_of_timms_is_known():
     registry = pytest.importorskip("timm.models._registry")
     assert set(resnet_jax.models.variants.ALIASES) == set(registry._module_to_deprecated_models["resnet"])
+
+
+def test_what_other_libraries_take_is_pointed_to_its_place():
+    with pytest.raises(TypeError, match=r'load_pretrained\("resnet152.<tag>"\)'):
+        resnet_jax.resnet152(pretrained=True)
+    with pytest.raises(TypeError, match="channels are those of the images"):
+        resnet_jax.resnet18(in_chans=1)
+    with pytest.raises(ValueError, match=r"a tag names weights, and load_pretrained\('resnet50.a1_in1k'\)"):
+        resnet_jax.create_model("resnet50.a1_in1k")
+    with pytest.raises(ValueError, match="a model is called by its name"):
+        resnet_jax.create_model(50)
 
 
 def test_unknown_names_suggest_the_nearest():

@@ -55,13 +55,13 @@ class Block(nn.Module):
 
     def strided(self, x: Array, features: int, number: int, groups: int = 1) -> Array:
         """The 3x3 convolution with the block's stride, `bn<number>` and activation; the stride may be a pool's."""
-        pooled = self.anti_alias is not None and (self.stride == 2 or self.first_dilation != self.dilation)
-        stride = 1 if pooled else self.stride
+        pool = self.anti_alias if self.stride == 2 or self.first_dilation != self.dilation else None
+        stride = 1 if pool else self.stride
         name, dilation = f"conv{number}", self.first_dilation
         y = conv3x3(features, stride, groups=groups, dilation=dilation, conv=self.conv, name=name)(x)
         y = self.norm(name=f"bn{number}")(y)
         y = self.act(_plugged(self.drop_block)(y))
-        return self.anti_alias(y, self.stride) if pooled and self.anti_alias else y
+        return pool(y, self.stride) if pool else y
 
     def last_norm(self, name: str) -> Any:
         """The norm layer that closes the residual branch."""
@@ -70,25 +70,43 @@ class Block(nn.Module):
 
     def merge(self, y: Array, x: Array) -> Array:
         """Ends the block: the branch `y` through attention and `drop_path`, plus the shortcut of `x`, activated."""
-        nominal = self.features * self.expansion
-        out = y.shape[-1]
-        y = _plugged(self.attn, features=nominal, conv=self.conv, name="se")(y)
-        y = _plugged(self.drop_path)(y)
+        unpruned = self.features * self.expansion  # what attention takes its own widths from
+        branch = _plugged(self.attn, features=unpruned, conv=self.conv, name="se")(y)
+        branch = _plugged(self.drop_path)(branch)
         shortcut = self.shortcut(
             x,
-            out,
+            y.shape[-1],
             stride=self.stride,
             dilation=self.dilation,
             first_dilation=self.first_dilation,
             conv=self.conv,
             norm=self.norm,
         )
-        if shortcut.shape not in (y.shape, ()):
-            raise ValueError(
-                f"the residual branch gives {y.shape} and the shortcut {shortcut.shape}: for images of this size "
-                "anti-aliasing rounds down where the shortcut rounds up. Use a height and width divisible by 32."
+        if shortcut.shape not in (branch.shape, ()):
+            why = (
+                "for images of this size anti-aliasing rounds down where the shortcut rounds up. A height and width "
+                "divisible by 32 always fit."
+                if self.anti_alias
+                else "a shortcut or attention of your own must keep to the shapes that `shortcuts.py` describes."
             )
-        return self.act(y + shortcut)
+            raise ValueError(f"the residual branch gives {branch.shape} and the shortcut {shortcut.shape}: {why}")
+        return self.act(branch + shortcut)
+
+    def widths_or(self, *usual: int) -> tuple[int, ...]:
+        """Output channels of the convolutions: `widths` or, without them, `usual`."""
+        widths = tuple(self.widths or usual)
+        if self.widths and (len(widths) != len(usual) or self.reduce_first != 1):
+            raise ValueError(
+                f"{type(self).__name__} has {len(usual)} convolutions, whose widths are stated as {widths}: give one "
+                f"for each, and leave reduce_first ({self.reduce_first}) at 1, which has no effect then."
+            )
+        if min(widths) < 1 or self.groups < 1 or any(width % self.groups for width in widths[:-1]):
+            raise ValueError(
+                f"groups={self.groups} cannot split a 3x3 convolution of {widths[0]} to {widths[-2]} channels, or one "
+                f"of {widths} is less than 1. That is what features={self.features}, width_per_group="
+                f"{self.width_per_group}, reduce_first={self.reduce_first} and widths={self.widths} give."
+            )
+        return widths
 
 
 class BasicBlock(Block):
@@ -98,8 +116,6 @@ class BasicBlock(Block):
       ValueError: `groups` or `width_per_group` is set: only a Bottleneck has them, in PyTorch too.
     """
 
-    expansion: ClassVar[int] = 1
-
     @nn.compact
     def __call__(self, x: Array) -> Array:
         if (self.groups, self.width_per_group) != (1, 64):
@@ -107,7 +123,7 @@ class BasicBlock(Block):
                 "BasicBlock has neither groups nor a base width "
                 f"(got groups={self.groups}, width_per_group={self.width_per_group}): use Bottleneck."
             )
-        first, out = self.widths or (self.features // self.reduce_first, self.features)
+        first, out = self.widths_or(self.features // max(self.reduce_first, 1), self.features)
         y = self.strided(x, first, 1)
         y = conv3x3(out, dilation=self.dilation, conv=self.conv, name="conv2")(y)
         y = self.last_norm("bn2")(y)
@@ -127,25 +143,14 @@ class Bottleneck(Block):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        first, width, out = self._widths()
+        full = self.features * self.width_per_group // 64 * self.groups
+        first, width, out = self.widths_or(full // max(self.reduce_first, 1), full, self.features * self.expansion)
         y = conv1x1(first, conv=self.conv, name="conv1")(x)
         y = self.act(self.norm(name="bn1")(y))
         y = self.strided(y, width, 2, self.groups)
         y = conv1x1(out, conv=self.conv, name="conv3")(y)
         y = self.last_norm("bn3")(y)
         return self.merge(y, x)
-
-    def _widths(self) -> tuple[int, int, int]:
-        """Output channels of the three convolutions."""
-        full = self.features * self.width_per_group // 64 * self.groups
-        first, width, out = self.widths or (full // self.reduce_first, full, self.features * self.expansion)
-        if not first or first % self.groups or width % self.groups:
-            raise ValueError(
-                f"groups={self.groups} cannot split a 3x3 convolution of {first} to {width} channels, which is what "
-                f"features={self.features}, width_per_group={self.width_per_group}, reduce_first={self.reduce_first} "
-                f"and widths={self.widths} give: both must be multiples of groups and not 0."
-            )
-        return first, width, out
 
 
 def _plugged(factory: ModuleDef | None, **kwargs: Any) -> Callable[[Array], Array]:

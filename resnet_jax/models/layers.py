@@ -1,8 +1,8 @@
 """The leaves: convolution, linear, pooling and dropping layers, each equal to its PyTorch twin.
 
-Everything here is either a thin `partial` over `flax.linen` or a plain function, so that a block reads as a
-list of layers. Two rules keep the port exact: paddings are numbers (`'SAME'` pads (0, 1) where PyTorch pads
-(1, 1) in a stride-2 layer on an even size), and initialisers are PyTorch's.
+Nearly everything here is a thin `partial` over `flax.linen` or a plain function, so that a block reads as a list of
+layers. Two rules keep the port exact: paddings are numbers (`'SAME'` pads (0, 1) where PyTorch pads (1, 1) in a
+stride-2 layer on an even size), and initialisers are PyTorch's.
 """
 
 import functools
@@ -73,15 +73,20 @@ def avg_pool2x2_ceil(x: Array, stride: int) -> Array:
     With stride 2 the window at an odd edge averages the real pixels alone; with stride 1 (a dilated stage) one row and
     one column of zeros are padded at the end and count, as timm does it.
     """
-    y = nn.avg_pool(x, (2, 2), strides=(stride, stride), padding="SAME", count_include_pad=stride == 1)
+    padding = [(0, 1 if stride == 1 else x.shape[axis] % 2) for axis in (-3, -2)]
+    y = nn.avg_pool(x, (2, 2), strides=(stride, stride), padding=padding, count_include_pad=stride == 1)
     return y.astype(x.dtype)  # the counts at the edge are float32
 
 
 # Anti-aliasing: what takes the stride over from a convolution or a max-pool. (x, stride) -> x.
 
+LARGER = "give larger images"
+
 
 def avg_pool(x: Array, stride: int) -> Array:
     """Mean over `stride` x `stride` windows; rows and columns that fill no window are left out."""
+    if min(x.shape[-3:-1]) < stride:
+        raise ValueError(f"anti_alias='avg' averages {stride}x{stride} pixels of a map of {_size(x)}: {LARGER}.")
     return nn.avg_pool(x, (stride, stride), strides=(stride, stride))
 
 
@@ -90,6 +95,8 @@ def blur_pool(x: Array, stride: int) -> Array:
 
     The filter is separable and constant, so it is a sum of shifted slices and not a depthwise convolution.
     """
+    if min(x.shape[-3:-1]) < 2:
+        raise ValueError(f"anti_alias='blur' mirrors the edge of a map, and {_size(x)} has none to mirror: {LARGER}.")
     for axis in (x.ndim - 3, x.ndim - 2):
         size = x.shape[axis]
         x = jnp.pad(x, [(1, 1) if i == axis else (0, 0) for i in range(x.ndim)], mode="reflect")
@@ -121,6 +128,20 @@ GLOBAL_POOLS: dict[str, Callable[[Array], Array]] = {
     "avgmax": lambda x: 0.5 * (global_avg_pool(x) + global_max_pool(x)),
     "catavgmax": lambda x: jnp.concatenate([global_avg_pool(x), global_max_pool(x)], axis=-1),
     "none": lambda x: x,
+}
+
+
+def _size(x: Array) -> str:
+    return f"{x.shape[-3]}x{x.shape[-2]}"
+
+
+# The activations that configs can name; any function will do.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": nn.relu,
+    "leaky_relu": functools.partial(nn.leaky_relu, negative_slope=0.01),
+    "silu": nn.silu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "tanh": nn.tanh,
 }
 
 

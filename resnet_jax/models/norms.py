@@ -104,11 +104,19 @@ def bind_norm(norm: str | ModuleDef, *, train: bool, axis_name: str | None, **kw
                 f"unknown norm {norm!r}: give one of {sorted(NORMS)} or a callable that builds a Linen layer."
             )
         norm = NORMS[norm]
-    if _accepts(norm, "use_running_average"):
+    if not callable(norm) or isinstance(norm, nn.Module):
+        raise ValueError(f"norm must be one of {sorted(NORMS)} or what builds a Linen layer, got {norm!r}.")
+    fixed = _fixed_mode(norm)
+    if fixed is None and _has_statistics(norm):
         kwargs |= {"use_running_average": not train, "axis_name": axis_name}
     elif axis_name is not None:
         raise ValueError(
-            f"axis_name={axis_name!r} synchronises batch statistics, but {norm} keeps none: leave it None."
+            f"axis_name={axis_name!r} synchronises batch statistics, but {norm} keeps none, or fixes its mode: leave "
+            "it None."
+        )
+    if fixed is False and not train:
+        raise ValueError(
+            f"norm={norm} fixes use_running_average=False, so it can be neither frozen nor evaluated: leave it open."
         )
     return functools.partial(norm, **kwargs)
 
@@ -130,17 +138,36 @@ def freeze(norm: ModuleDef) -> ModuleDef:
                 functools.partial(jax.tree.map, jax.lax.stop_gradient),
                 init=layer.is_initializing(),
             )
-            return cast(Array, stopped(layer, x))
+            y = cast(Array, stopped(layer, x))
+            if not hasattr(layer, "use_running_average") and layer.variables.get("batch_stats"):
+                raise ValueError(
+                    f"{type(layer).__name__} has batch statistics but no field use_running_average, by which "
+                    "freeze_norm keeps them still: give it one."
+                )
+            return y
 
         return apply
 
     return build
 
 
-def _accepts(factory: ModuleDef, argument: str) -> bool:
-    """Whether `factory`, or the layer class that `batch_norm` builds, is a batch norm taking `argument`."""
-    while isinstance(factory, functools.partial):
-        if argument in factory.keywords:
-            return False  # the caller has fixed it
-        factory = factory.func
-    return factory is batch_norm or argument in inspect.signature(factory).parameters
+def _fixed_mode(norm: ModuleDef) -> bool | None:
+    """The `use_running_average` that the caller has fixed in a partial; None where it is open."""
+    while isinstance(norm, functools.partial):
+        if "use_running_average" in norm.keywords:
+            return bool(norm.keywords["use_running_average"])
+        norm = norm.func
+    return None
+
+
+def _has_statistics(norm: ModuleDef) -> bool:
+    """Whether `norm` builds a batch norm: by its fields, or, for a plain function, by what it builds."""
+    while isinstance(norm, functools.partial):
+        norm = norm.func
+    if norm is batch_norm:
+        return True
+    parameters = inspect.signature(norm).parameters
+    if "use_running_average" in parameters:
+        return True
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return takes_any and not inspect.isclass(norm) and hasattr(norm(parent=None), "use_running_average")

@@ -12,8 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.models import checks
 from resnet_jax.models.attention import ATTENTIONS
 from resnet_jax.models.layers import (
+    ACTIVATIONS,
     ANTI_ALIASES,
     GLOBAL_POOLS,
     Conv,
@@ -24,7 +26,7 @@ from resnet_jax.models.layers import (
 )
 from resnet_jax.models.norms import bind_norm, freeze
 from resnet_jax.models.shortcuts import SHORTCUTS
-from resnet_jax.models.stems import STEM_POOLS, STEMS, Stem
+from resnet_jax.models.stems import STEM_POOLS, STEMS, Stem, StemPool
 
 Array = jax.Array
 
@@ -35,6 +37,14 @@ REMATS: dict[str, Callable[..., Any]] = {
 }
 # Stage -> size of DropBlock's squares and factor of its rate, as timm sets them.
 DROP_BLOCKS = {"layer3": (5, 0.25), "layer4": (3, 1.0)}
+
+
+class Geometry(NamedTuple):
+    """Stride and dilation of a block; `first_dilation` is that of its convolution with the stride."""
+
+    stride: int
+    dilation: int
+    first_dilation: int
 
 
 class Stage(nn.Module):
@@ -65,7 +75,8 @@ class ResNet(nn.Module):
       >>> model.apply(variables, jnp.zeros((2, 32, 32, 3))).shape
       (2, 10)
 
-    Fields that choose a part take a name in its table or, to plug in your own, what the table's values are.
+    Fields that choose a part take a name in its table, or a function or class of the same form to plug in your own.
+    Sequences may be lists; they become tuples, so that a network is hashable and can be a static argument of `jax.jit`.
 
     Attributes:
       block: `BasicBlock`, `Bottleneck`, a class with their fields, or a `functools.partial` of one; or one per stage.
@@ -75,8 +86,8 @@ class ResNet(nn.Module):
       block_widths: for each stage, for each block, the output channels of its convolutions: for pruned nets, whose
         widths follow no rule. `stage_features` then only tells attention the width before pruning.
       groups, width_per_group: ResNeXt and wide ResNet; `Bottleneck` only.
-      stem: "imagenet" (7x7, stride 2), "deep" or "deep_tiered" (three 3x3), "cifar" (3x3, stride 1), or a function
-        with their signature.
+      stem: "imagenet" (7x7, stride 2), "deep" or "deep_tiered" (three 3x3), "cifar" (3x3, stride 1), or your own: a
+        `stems.Stem`, or a function, which is taken to have stride 4 and no pool.
       stem_features: channels that the stem gives; a deep stem's first convolutions have half as many.
       stem_pool: "max", "conv" (ResNet-RS) or "none"; by default "max", and "none" for "cifar" and for a function.
       shortcut: "B" projects where shape changes, "A" is parameter-free (He et al. 2015, section 3.3), "avg" averages
@@ -85,7 +96,7 @@ class ResNet(nn.Module):
       anti_alias: "avg", "blur", or a function `(x, stride) -> x` that takes over the strides of 3x3 convolutions
         and of the stem's pool.
       output_stride: 32, 16 or 8: where the stages reach it, dilation replaces stride (Chen et al. 2017,
-        arXiv:1706.05587). A stem given as a function counts as stride 4.
+        arXiv:1706.05587). None leaves every stride as it is.
       global_pool: "avg", "max", "avgmax" (their mean), "catavgmax" (side by side), or "none", where `fc` is applied
         at each position.
       drop_rate: dropout before `fc`.
@@ -95,7 +106,7 @@ class ResNet(nn.Module):
       norm: "batch", "batch_unbiased" (PyTorch's running variance), "group", or a callable that builds a norm layer.
       freeze_norm: True, or names among "stem", "layer1", ...: norms there use their running statistics also when
         `train` is True, and their parameters get no gradient.
-      act: activation function.
+      act: "relu", "leaky_relu", "silu", "gelu", "tanh", or a function.
       axis_name: mapped axis over which batch norm averages its statistics under `pmap` and `shard_map`. With None
         they are per device there; under plain `jit` on a sharded batch XLA always takes the whole batch.
       remat: None; "block" keeps only what enters a block for the backward pass, "conv" the convolutions' outputs too;
@@ -119,13 +130,13 @@ class ResNet(nn.Module):
     block_widths: Sequence[Sequence[Sequence[int]]] | None = None
     groups: int = 1
     width_per_group: int = 64
-    stem: str | Callable[..., Array] = "imagenet"
+    stem: str | Stem | Callable[..., Array] = "imagenet"
     stem_features: int = 64
     stem_pool: str | Callable[..., Array] | None = None
     shortcut: str | Callable[..., Array] = "B"
     attn: str | ModuleDef | None = None
     anti_alias: str | Callable[[Array, int], Array] | None = None
-    output_stride: int = 32
+    output_stride: int | None = None
     global_pool: str | Callable[[Array], Array] = "avg"
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
@@ -133,7 +144,7 @@ class ResNet(nn.Module):
     zero_init_residual: bool = False
     norm: str | ModuleDef = "batch"
     freeze_norm: bool | Sequence[str] = False
-    act: Callable[[Array], Array] = nn.relu
+    act: str | Callable[[Array], Array] = "relu"
     axis_name: str | None = None
     remat: str | Callable[..., Any] | None = None
     dtype: Any = None
@@ -141,65 +152,87 @@ class ResNet(nn.Module):
     precision: Any = None
     train: bool | None = None
 
+    def __post_init__(self) -> None:
+        for field in ("block", "stage_sizes", "stage_features", "block_widths", "freeze_norm"):
+            object.__setattr__(self, field, _tuples(getattr(self, field)))
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x: Array, *, train: bool | None = None, features: Sequence[str] | None = None) -> Any:
         """Maps images `[batch, h, w, c]` (or one image `[h, w, c]`) to logits `[batch, num_classes]`.
 
         With `features` it gives `{name: array}` of those outputs instead, and computes nothing beyond the last of them:
         "act1" (the stem before its pool), "stem" (after it), "layer1", ... (a stage), "layer1.0", ... (a block),
-        "pre_logits" (pooled), "logits".
+        "pre_logits" (pooled), "logits". In `init` it makes the variables that they need alone.
 
         Raises:
           ValueError: the network has no such feature.
         """
-        train = _resolve_train(self.train, train)
-        _check_images(x)
-        found: dict[str, Array] = {}
-        for name, value in self._outputs(x, train):
-            found[name] = value
-            if features is not None and found.keys() >= set(features):
-                return {name: found[name] for name in features}
-        if features is not None:
-            raise ValueError(f"no features {sorted(set(features) - found.keys())}: the network has {', '.join(found)}.")
-        return value
+        train = checks.resolve_train(self.train, train)
+        checks.check_images(x)
+        checks.check_fields(self, *self._per_stage())
+        names = self._feature_names()
+        wanted = names[-1:] if features is None else checks.chosen(features, names)
+        found = dict(self._outputs(x, train, last=max(wanted, key=names.index)))
+        return found[names[-1]] if features is None else {name: found[name] for name in wanted}
 
-    def _outputs(self, x: Array, train: bool) -> Iterator[tuple[str, Array]]:
-        """Every output by name, in order. Nothing is computed, and no parameter made, before it is asked for."""
+    def _outputs(self, images: Array, train: bool, last: str) -> Iterator[tuple[str, Array]]:
+        """Outputs by name, in order, up to `last`. Nothing that comes after it is computed, and no parameter made."""
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = functools.partial(Conv, precision=self.precision, **dtypes)
         norms = self._norms(train, dtypes)
-        anti_alias = _entry("anti_alias", self.anti_alias, ANTI_ALIASES)
-        stem = self._stem()
-        stages = self._stages(train, stem.stride)  # refuses bad fields before anything runs
+        act = checks.entry("act", self.act, ACTIVATIONS)
+        anti_alias = checks.optional("anti_alias", self.anti_alias, ANTI_ALIASES)
+        global_pool = checks.entry("global_pool", self.global_pool, GLOBAL_POOLS)
+        stem, pool = self._stem()
+        stages = self._stages(train, stem.stride * pool.stride)
 
-        layers = {"conv": conv, "norm": norms("stem"), "act": self.act}
-        x = stem.apply(x, self.stem_features, **layers)
-        yield "act1", x
-        x = _entry("stem_pool", self.stem_pool or stem.pool, STEM_POOLS)(x, anti_alias=anti_alias, **layers)
-        yield "stem", x
+        layers = {"conv": conv, "norm": norms("stem"), "act": act}
+        maps = stem.apply(images, self.stem_features, **layers)
+        yield "act1", maps
+        if last == "act1":
+            return
+        maps = pool.apply(maps, anti_alias=anti_alias, **layers)
+        yield "stem", maps
+        if last == "stem":
+            return
         for name, blocks in stages.items():
-            plugs = {"conv": conv, "norm": norms(name), "act": self.act, "anti_alias": anti_alias}
-            outputs = Stage([functools.partial(block, **plugs) for block in blocks], name=name)(x)
+            if last.startswith(f"{name}."):
+                blocks = blocks[: int(last.removeprefix(f"{name}.")) + 1]
+            plugs = {"conv": conv, "norm": norms(name), "act": act, "anti_alias": anti_alias}
+            outputs = Stage([functools.partial(block, **plugs) for block in blocks], name=name)(maps)
             yield from ((f"{name}.{i}", output) for i, output in enumerate(outputs))
-            x = outputs[-1]
-            yield name, x
-        x = _entry("global_pool", self.global_pool, GLOBAL_POOLS)(x)
-        x = nn.Dropout(self.drop_rate, deterministic=not train)(x)
-        yield "pre_logits", x
-        if self.num_classes:
-            yield "logits", linear(self.num_classes, x.shape[-1], precision=self.precision, name="fc", **dtypes)(x)
+            maps = outputs[-1]
+            yield name, maps
+            if last.partition(".")[0] == name:
+                return
+        vector = nn.Dropout(self.drop_rate, deterministic=not train)(global_pool(maps))
+        yield "pre_logits", vector
+        if last == "logits":
+            fc = linear(self.num_classes, vector.shape[-1], precision=self.precision, name="fc", **dtypes)
+            yield "logits", fc(vector)
+
+    def _feature_names(self) -> list[str]:
+        """The names of `_outputs`, in its order."""
+        stages = [(f"layer{i + 1}", size) for i, size in enumerate(self.stage_sizes)]
+        inside = [name for stage, size in stages for name in (*(f"{stage}.{j}" for j in range(size)), stage)]
+        return ["act1", "stem", *inside, "pre_logits", *(["logits"] if self.num_classes else [])]
 
     def _norms(self, train: bool, dtypes: Mapping[str, Any]) -> Callable[[str], ModuleDef]:
         """Name of a part of the net -> its norm layer, frozen or not."""
         parts = ["stem", *(f"layer{i + 1}" for i in range(len(self.stage_sizes)))]
-        frozen = parts if self.freeze_norm is True else self.freeze_norm or ()
-        if isinstance(frozen, str) or set(frozen) - set(parts):
+        frozen = {True: parts, False: ()}[self.freeze_norm] if isinstance(self.freeze_norm, bool) else self.freeze_norm
+        if not isinstance(frozen, Sequence) or isinstance(frozen, str) or set(frozen) - set(parts):
             raise ValueError(f"freeze_norm must be True, False or some of {parts}, got {frozen!r}.")
         bind = functools.partial(bind_norm, self.norm, axis_name=self.axis_name, **dtypes)
         return lambda part: freeze(bind(train=False)) if part in frozen else bind(train=train)
 
-    def _stem(self) -> Stem:
-        return STEMS[_one_of("stem", self.stem, STEMS)] if isinstance(self.stem, str) else Stem(self.stem, "none", 4)
+    def _stem(self) -> tuple[Stem, StemPool]:
+        """The stem and what follows it."""
+        stem = self.stem if isinstance(self.stem, Stem) else checks.entry("stem", self.stem, STEMS)
+        stem = stem if isinstance(stem, Stem) else Stem(stem, 4)
+        pool = checks.entry("stem_pool", stem.pool if self.stem_pool is None else self.stem_pool, STEM_POOLS)
+        return stem, pool if isinstance(pool, StemPool) else StemPool(pool, 2)
 
     def _stages(self, train: bool, stem_stride: int) -> dict[str, list[ModuleDef]]:
         """Name of each stage -> its blocks, complete but for the layers that they are built with."""
@@ -207,59 +240,45 @@ class ResNet(nn.Module):
         shared = {
             "groups": self.groups,
             "width_per_group": self.width_per_group,
-            "shortcut": _entry("shortcut", self.shortcut, SHORTCUTS),
-            "attn": _entry("attn", self.attn, ATTENTIONS),
+            "shortcut": checks.entry("shortcut", self.shortcut, SHORTCUTS),
+            "attn": checks.optional("attn", self.attn, ATTENTIONS),
             "zero_init_residual": self.zero_init_residual,
         }
         drop_blocks = self._drop_blocks(train)
         drop_paths = iter(self._drop_paths(train))
         stages: dict[str, list[ModuleDef]] = {}
-        for i, (first, later) in enumerate(_strides(len(kinds), stem_stride, self.output_stride)):
+        for i, (first, later) in enumerate(_geometries(len(kinds), stem_stride, self.output_stride)):
             name = f"layer{i + 1}"
             block = functools.partial(
                 self._rematted(kinds[i]), features=features[i], drop_block=drop_blocks.get(name), **shared
             )
             stages[name] = [
-                functools.partial(block, **(later if j else first), widths=widths[i][j], drop_path=next(drop_paths))
+                functools.partial(
+                    block, **(later if j else first)._asdict(), widths=widths[i][j], drop_path=next(drop_paths)
+                )
                 for j in range(self.stage_sizes[i])
             ]
         return stages
 
     def _per_stage(self) -> tuple[Sequence[Any], Sequence[int], Sequence[Any]]:
         """Block, width and widths of the convolutions for each stage."""
-        sizes = tuple(self.stage_sizes)
-        if not sizes or min(sizes) < 1 or self.num_classes < 0:
-            raise ValueError(
-                f"stage_sizes {sizes} must name at least one stage, each of 1 block or more, and num_classes="
-                f"{self.num_classes} be 0 (no head) or more."
-            )
-        if self.block_widths and self.width_per_group != 64:
-            raise ValueError(f"block_widths states every width: width_per_group={self.width_per_group} has no effect.")
-        kinds = self.block if isinstance(self.block, Sequence) else [self.block] * len(sizes)
-        features = self.stage_features or [64 * 2**i for i in range(len(sizes))]
-        widths: Sequence[Any] = self.block_widths or [[None] * size for size in sizes]
-        for field, given in {"block": kinds, "stage_features": features, "block_widths": widths}.items():
-            if len(given) != len(sizes):
-                raise ValueError(f"{field} {tuple(given)} and stage_sizes {sizes} must have one entry for each stage.")
-        if tuple(map(len, widths)) != sizes:
-            raise ValueError(f"block_widths is for stages of {tuple(map(len, widths))} blocks, stage_sizes is {sizes}.")
+        checks.check_sizes(self.stage_sizes)
+        count = len(self.stage_sizes)
+        kinds = self.block if isinstance(self.block, tuple) else (self.block,) * count
+        features = tuple(64 * 2**i for i in range(count)) if self.stage_features is None else self.stage_features
+        widths = [[None] * size for size in self.stage_sizes] if self.block_widths is None else self.block_widths
         return kinds, features, widths
 
     def _rematted(self, block: ModuleDef) -> ModuleDef:
-        if self.remat is None:
+        policy = checks.optional("remat", self.remat, REMATS)
+        if policy is None:
             return block
-        policy = _entry("remat", self.remat, REMATS)
         if isinstance(block, functools.partial):
             return functools.partial(nn.remat(block.func, policy=policy), *block.args, **block.keywords)
         return nn.remat(block, policy=policy)
 
     def _drop_paths(self, train: bool) -> list[ModuleDef | None]:
         """Stochastic depth of each block; its rate grows linearly from 0 (Huang et al. 2016, section 3)."""
-        for field in ("drop_rate", "drop_path_rate", "drop_block_rate"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"{field} is a share of what is dropped, in [0, 1), got {getattr(self, field)}.")
-        if self.shortcut == "none" and (self.zero_init_residual or self.drop_path_rate):
-            raise ValueError("without shortcuts zero_init_residual and drop_path_rate leave nothing of a block.")
         count = sum(self.stage_sizes)
         rates = [self.drop_path_rate * i / max(count - 1, 1) for i in range(count)]
         return [functools.partial(drop_path, rate, deterministic=not train) if rate else None for rate in rates]
@@ -268,35 +287,29 @@ class ResNet(nn.Module):
         """DropBlock of the stages that have it."""
         if not self.drop_block_rate:
             return {}
-        if len(self.stage_sizes) < 3:
-            raise ValueError(f"drop_block_rate acts in {' and '.join(DROP_BLOCKS)}, which this network does not have.")
         build = functools.partial(DropBlock, self.drop_block_rate, deterministic=not train)
         return {name: functools.partial(build, size, scale) for name, (size, scale) in DROP_BLOCKS.items()}
 
 
-def _strides(num_stages: int, stem_stride: int, output_stride: int) -> list[tuple[dict[str, int], dict[str, int]]]:
-    """Stride and dilations of each stage's first block and of its later ones: timm's rule, and torchvision's."""
-    if output_stride not in (8, 16, 32):
-        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}.")
-    if output_stride != 32 and stem_stride * 2 ** (num_stages - 1) <= output_stride:
+def _geometries(num_stages: int, stem_stride: int, output_stride: int | None) -> list[tuple[Geometry, Geometry]]:
+    """Of each stage's first block and of its later ones: timm's rule for the output stride, and torchvision's."""
+    reached = stem_stride * 2 ** (num_stages - 1)
+    if output_stride not in (None, 8, 16, 32):
+        raise ValueError(f"output_stride must be 8, 16 or 32, or None for no dilation, got {output_stride}.")
+    if output_stride in (8, 16) and reached <= output_stride:
         raise ValueError(
             f"output_stride={output_stride} has no effect: a stem of stride {stem_stride} and {num_stages} stages do "
-            f"not go beyond {stem_stride * 2 ** (num_stages - 1)}."
+            f"not go beyond {reached}."
         )
-    strides = []
+    found = []
     net_stride, dilation = stem_stride, 1
     for i in range(num_stages):
         stride, before = 1 if i == 0 else 2, dilation
-        if net_stride >= output_stride:
+        if output_stride is not None and net_stride >= output_stride:
             stride, dilation = 1, dilation * stride
         net_stride *= stride
-        strides.append(
-            (
-                {"stride": stride, "dilation": dilation, "first_dilation": before},
-                {"dilation": dilation, "first_dilation": dilation},
-            )
-        )
-    return strides
+        found.append((Geometry(stride, dilation, before), Geometry(1, dilation, dilation)))
+    return found
 
 
 class FeatureInfo(NamedTuple):
@@ -322,38 +335,6 @@ def feature_info(model: ResNet) -> tuple[FeatureInfo, ...]:
     return tuple(FeatureInfo(name, found[name].shape[-1], 256 // found[name].shape[-3]) for name in names)
 
 
-def _entry(field: str, value: Any, table: Mapping[str, Any]) -> Any:
-    """What `value` names in the table of `field`, or `value` itself where it is not a name."""
-    return table[_one_of(field, value, table)] if isinstance(value, str) else value
-
-
-def _resolve_train(field: bool | None, argument: bool | None) -> bool:
-    for value in (field, argument):
-        if isinstance(value, jax.core.Tracer):
-            raise TypeError(
-                "`train` is traced, but it selects the program and must be a Python bool. Either build the model with "
-                'it, as in resnet50(train=False), or use jax.jit(model.apply, static_argnames="train").'
-            )
-    if (field is None) == (argument is None):
-        got = "neither is given" if field is None else f"got the field train={field} and the argument train={argument}"
-        raise ValueError(
-            "`train` has no default, since a wrong one is silent: give it either as a field, resnet50(train=False), "
-            f"or at the call, model.apply(variables, images, train=False); {got}."
-        )
-    return bool(field if argument is None else argument)
-
-
-def _check_images(x: Array) -> None:
-    if x.ndim < 3:
-        raise ValueError(f"images must be [batch, height, width, channels], got shape {x.shape}.")
-    if x.shape[-3] in (1, 3) and x.shape[-1] > 32:
-        raise ValueError(
-            f"images must be [batch, height, width, channels], but shape {x.shape} looks like PyTorch's "
-            "[batch, channels, height, width]: use jnp.moveaxis(images, -3, -1)."
-        )
-
-
-def _one_of(field: str, value: Any, known: Any) -> Any:
-    if value not in known:
-        raise ValueError(f"unknown {field} {value!r}: give one of {sorted(known)}.")
-    return value
+def _tuples(value: Any) -> Any:
+    """Lists inside and out to tuples; everything else as it is."""
+    return tuple(map(_tuples, value)) if type(value) in (list, tuple) else value

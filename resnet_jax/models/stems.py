@@ -37,6 +37,10 @@ class ThreeConvs(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        if min(self.widths) < 1:
+            raise ValueError(
+                f"stem_features={self.widths[-1]} gives a deep stem of widths {self.widths}: give 8 or more."
+            )
         first, second, third = self.widths
         x = self.act(self.norm(name="1")(conv3x3(first, 2, conv=self.conv, name="0")(x)))
         x = self.act(self.norm(name="4")(conv3x3(second, conv=self.conv, name="3")(x)))
@@ -57,18 +61,18 @@ def tiered_stem(x: Array, features: int, *, conv: ModuleDef, norm: ModuleDef, ac
 
 
 class Stem(NamedTuple):
-    """A stem function, the pool that belongs to it, and the stride of both together."""
+    """A stem: the function, its stride, and the name of the pool that belongs to it."""
 
     apply: Callable[..., Array]
-    pool: str
     stride: int
+    pool: str = "none"
 
 
 STEMS = {
-    "imagenet": Stem(imagenet_stem, "max", 4),
-    "cifar": Stem(cifar_stem, "none", 1),
-    "deep": Stem(deep_stem, "max", 4),
-    "deep_tiered": Stem(tiered_stem, "max", 4),
+    "imagenet": Stem(imagenet_stem, 2, "max"),
+    "cifar": Stem(cifar_stem, 1),
+    "deep": Stem(deep_stem, 2, "max"),
+    "deep_tiered": Stem(tiered_stem, 2, "max"),
 }
 
 
@@ -105,4 +109,15 @@ def conv_pool(x: Array, **layers: Any) -> Array:
     return y
 
 
-STEM_POOLS: dict[str, Callable[..., Array]] = {"max": max_pool, "conv": conv_pool, "none": lambda x, **_: x}
+class StemPool(NamedTuple):
+    """What follows a stem: the function, and its stride."""
+
+    apply: Callable[..., Array]
+    stride: int
+
+
+STEM_POOLS = {
+    "max": StemPool(max_pool, 2),
+    "conv": StemPool(conv_pool, 2),
+    "none": StemPool(lambda x, **_: x, 1),
+}

@@ -229,20 +229,32 @@ def create_model(name: str, /, **kwargs: Any) -> ResNet:
         warnings.warn(f"{name!r} is a deprecated name of {ALIASES[name]!r}.", DeprecationWarning, stacklevel=2)
         name = ALIASES[name]
     if name not in VARIANTS:
-        near = difflib.get_close_matches(name, VARIANTS, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see resnet_jax.list_models()."
-        raise ValueError(f"unknown model {name!r}: {hint}")
-    fields = [field.name for field in dataclasses.fields(ResNet) if field.name not in ("parent",)]
-    if kwargs.keys() & {"pretrained", "weights"}:
-        raise TypeError(
-            "a network is built without weights; for both write "
-            f'model, variables = load_pretrained("{name}.<tag>"), with a tag from list_pretrained("{name}.*").'
-        )
-    for unknown in kwargs.keys() - fields:
-        near = difflib.get_close_matches(unknown, fields, n=1)
+        raise ValueError(_unknown(name))
+    fields = [field.name for field in dataclasses.fields(ResNet) if field.name != "parent"]
+    for field in kwargs.keys() - fields:
+        near = difflib.get_close_matches(field, fields, n=1)
         hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(fields)}."
-        raise TypeError(f"ResNet has no field {unknown!r}: {hint}")
+        raise TypeError(f"ResNet has no field {field!r}: {ELSEWHERE.get(field, hint).format(name=name)}")
     return ResNet(**(VARIANTS[name] | kwargs))
+
+
+# What other libraries' builders take, and where it is here.
+ELSEWHERE = {
+    "pretrained": 'for weights too write model, variables = load_pretrained("{name}.<tag>"); list_pretrained has tags.',
+    "in_chans": "channels are those of the images that init sees; adapt(..., in_channels=) fits weights to others.",
+}
+ELSEWHERE["weights"] = ELSEWHERE["pretrained"]
+
+
+def _unknown(name: str) -> str:
+    if not isinstance(name, str):
+        return f"a model is called by its name, such as 'resnet50', got {name!r}."
+    if name.partition(".")[0] in VARIANTS:
+        return f"unknown model {name!r}: a tag names weights, and load_pretrained({name!r}) gives the model with them."
+    near = difflib.get_close_matches(name, VARIANTS, n=3)
+    return f"unknown model {name!r}: " + (
+        f"did you mean {' or '.join(near)}?" if near else "resnet_jax.list_models() has all."
+    )
 
 
 def _builder(name: str) -> Callable[..., ResNet]:

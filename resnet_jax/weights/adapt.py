@@ -76,18 +76,27 @@ def adapt(
       key: of `jax.random`, for what is initialised; by default `jax.random.key(0)`.
 
     Returns:
-      The model's variables, NumPy arrays in the dtypes that they had, and what became of each.
+      The model's variables, NumPy arrays in the dtypes that they had (new ones in the model's `param_dtype`), and what
+      became of each.
 
     Raises:
       ConversionError: a variable without a counterpart of its shape, outside the waived modules.
       ValueError: a waived name that neither network has.
     """
+    if unknown := variables.keys() - {"params", "batch_stats"}:
+        raise ConversionError(
+            f"variables are {{'params': ..., 'batch_stats': ...}}, got {sorted(unknown)[:5]}: give what `init` or "
+            "`from_torch` give, whole."
+        )
+    if in_channels < 1:
+        raise ValueError(f"in_channels={in_channels} must be 1 or more.")
     given = {path: as_numpy(leaf) for path, leaf in flatten_dict(dict(variables)).items()}
     images = jnp.zeros((1, 64, 64, in_channels))
     key = jax.random.key(0) if key is None else key
 
     def init() -> Variables:
-        return dict(model.clone(train=False).init(key, images))
+        clean = model.clone(train=False, dtype=None, param_dtype=jnp.float32)  # float64 would need JAX's permission
+        return dict(clean.init(key, images))
 
     wanted = flatten_dict(jax.eval_shape(init))
     _check_waived(waive, [*given, *wanted])
@@ -101,10 +110,14 @@ def adapt(
     left_over = given.keys() - result.keys() - adapted.keys()
     refused = sorted(path for path in initialised | left_over if not _is_waived(path, waive))
     if refused:
-        raise ConversionError(_describe(refused, given, wanted))
+        modules = sorted({path[1] for path in refused})
+        way_out = (
+            f"If that is meant, adapt(..., waive={modules}) initialises and drops them; else build the other network."
+        )
+        raise ConversionError(_describe(refused, given, wanted, way_out))
     # Under jit what is not wanted is not drawn either.
     fresh = jax.jit(lambda: {path: leaf for path, leaf in flatten_dict(init()).items() if path in initialised})()
-    result |= adapted | {path: np.asarray(leaf) for path, leaf in fresh.items()}
+    result |= adapted | {path: np.asarray(leaf).astype(model.param_dtype) for path, leaf in fresh.items()}
     names = [
         tuple(sorted(map(".".join, paths)))
         for paths in (result.keys() - adapted.keys() - initialised, adapted, initialised, left_over)
@@ -130,13 +143,17 @@ def graft(variables: Mapping[str, Any], backbone: Mapping[str, Any], name: str =
     outer = flatten_dict(dict(variables))
     given = {(path[0], *prefix, *path[1:]): leaf for path, leaf in flatten_dict(dict(backbone)).items()}
     own = {path: leaf for path, leaf in outer.items() if path[1 : len(prefix) + 1] == prefix}
+    if not own:
+        inside = sorted({path[1] for path in outer})
+        raise ConversionError(f"the module has no submodule {name!r}: it has {', '.join(inside)}.")
     refused = sorted(
         path
         for path in own.keys() | given.keys()
         if path not in own or path not in given or np.shape(own[path]) != np.shape(given[path])
     )
     if refused:
-        raise ConversionError(_describe(refused, given, own))
+        way_out = f"Fit them to the submodule {name!r} first: adapt(MODEL, variables, waive=['fc']) drops a head."
+        raise ConversionError(_describe(refused, given, own, way_out))
     return unflatten_dict(outer | given)
 
 
@@ -164,7 +181,7 @@ def _check_waived(waive: Sequence[str], paths: Sequence[Path]) -> None:
         raise ValueError(f"waive must list modules such as 'fc' or 'layer4.0.se', got {waive!r}; unknown: {unknown}.")
 
 
-def _describe(refused: Sequence[Path], given: Mapping[Path, Any], wanted: Mapping[Path, Any]) -> str:
+def _describe(refused: Sequence[Path], given: Mapping[Path, Any], wanted: Mapping[Path, Any], way_out: str) -> str:
     def shape(leaves: Mapping[Path, Any], path: Path) -> str:
         return str(np.shape(leaves[path])) if path in leaves else "nothing"
 
@@ -172,12 +189,4 @@ def _describe(refused: Sequence[Path], given: Mapping[Path, Any], wanted: Mappin
         f"  {'.'.join(path)}: {shape(given, path)} given, the model has {shape(wanted, path)}" for path in refused[:8]
     ]
     more = [f"  and {len(refused) - 8} more"] if len(refused) > 8 else []
-    modules = sorted({path[1] for path in refused})
-    return "\n".join(
-        [
-            f"{len(refused)} variables do not fit:",
-            *lines,
-            *more,
-            f"If that is meant, adapt(..., waive={modules}) initialises and drops them; else build the other network.",
-        ]
-    )
+    return "\n".join([f"{len(refused)} variables do not fit:", *lines, *more, way_out])

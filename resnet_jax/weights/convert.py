@@ -93,7 +93,8 @@ def to_torch(model: ResNet, variables: Mapping[str, Any]) -> dict[str, np.ndarra
       variables: `{'params': ..., 'batch_stats': ...}`, NumPy or JAX arrays.
 
     Returns:
-      `{name: NumPy array}`, each in its own dtype and memory; `num_batches_tracked` is 0.
+      `{name: NumPy array}`, each in its own dtype and memory. `num_batches_tracked`, which Flax does not have and
+      PyTorch only uses where `momentum=None`, is 0.
 
     Raises:
       ConversionError: the variables are not those of `model`; every difference is named.

@@ -40,7 +40,7 @@ CONVOLUTIONS = (
 PARTS: dict[str, tuple[Any, ...]] = {
     "block": (BasicBlock, Bottleneck),
     "stem": tuple(stem.apply for stem in STEMS.values()),
-    "stem_pool": tuple(STEM_POOLS.values()),
+    "stem_pool": tuple(pool.apply for pool in STEM_POOLS.values()),
     "shortcut": tuple(SHORTCUTS.values()),
     "anti_alias": tuple(ANTI_ALIASES.values()),
 }

@@ -40,7 +40,13 @@ def torch_reference(
     if name not in list_models():
         raise ValueError(f"PyTorch has no reference for {name!r}: give one of {list_models()}.")
     family, depth = name.rstrip("0123456789"), name.lstrip("abcdefghijklmnopqrstuvwxyz_")
+    if library not in (None, "torchvision", "timm"):
+        raise ValueError(f"library must be 'torchvision' or 'timm', got {library!r}.")
     if family in ("cifar_resnet", "cifar_plain", "plain"):
+        if library or kwargs:
+            raise ValueError(
+                f"{name} is the paper's, and neither library has it: leave out library and {sorted(kwargs)}."
+            )
         default = 1000 if family == "plain" else 10
         return _torch_network_of_the_paper(family, int(depth), num_classes or default).eval()
     if num_classes is not None:
