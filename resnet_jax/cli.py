@@ -42,13 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--force", action="store_true", help="replace OUT if it is there")
     verb.set_defaults(run=_convert)
 
-    verb = verbs.add_parser("verify", help="compare with PyTorch, stage by stage, in float64 and float32")
-    verb.add_argument("model", help="the network")
-    verb.add_argument("file", nargs="?", help="its weights; by default random ones")
-    verb.add_argument("--num-classes", type=int, help="by default as many as the head of FILE has")
-    verb.add_argument("--sizes", help="of the images, as in 224x224,193x225 (the default; 32x32,33x29 for cifar_*)")
-    verb.add_argument("--json", help="write the report here as well")
-    verb.set_defaults(run=_verify)
+    _add_verify(verbs.add_parser("verify", help="compare with PyTorch, stage by stage, in four precisions"))
     return parser
 
 
@@ -128,22 +122,125 @@ def _same_bits(left: Any, right: Any) -> bool:
     return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
 
 
-def _verify(arguments: argparse.Namespace) -> int:
-    from resnet_jax.weights import verify
+# verify -------------------------------------------------------------------------------------------------
 
-    tensors = formats.load_state_dict(arguments.file) if arguments.file else None
-    classes = arguments.num_classes or (_num_classes(tensors) if tensors else None)
-    default = "32x32,33x29" if arguments.model.startswith("cifar_") else "224x224,193x225"
-    report = verify.verify(
-        arguments.model,
-        tensors,
-        sizes=[_size(text) for text in (arguments.sizes or default).split(",")],
-        num_classes=classes,
+# ImageNet's mean and standard deviation of each channel, 0..255.
+MEAN, STD = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
+
+
+def _add_verify(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("model", nargs="?", help="the network; a record knows its own")
+    verb.add_argument("file", nargs="?", help="its weights; by default random ones")
+    verb.add_argument("--num-classes", type=int, help="by default as many as the head of FILE has")
+    verb.add_argument("--library", choices=("torchvision", "timm"), help="whose network is the reference")
+    verb.add_argument("--sizes", help="of the images, as in 224x224,193x225 (the default; 32x32,33x29 for cifar_*)")
+    verb.add_argument("--image", nargs="+", metavar="IMAGE", help="compare on these; by default on random images")
+    verb.add_argument("--dtypes", help="some of float64,float32,default,bfloat16 (by default all)")
+    verb.add_argument("--json", help="write the report here as well")
+    verb.add_argument("--plot", metavar="FILE.png", help="draw it")
+    verb.add_argument(
+        "--record", metavar="PROOF", help="compare nothing: write what PyTorch gives to PROOF.safetensors"
     )
+    verb.add_argument("--max-mb", type=float, help="with --record: weights are part of it up to so many MB (2)")
+    verb.add_argument("--against", metavar="PROOF", help="compare with a record; needs no PyTorch")
+    verb.add_argument("--weights", metavar="FILE", help="with --against: the weights, where the record has none")
+    verb.set_defaults(run=_verify)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from resnet_jax.weights import report as reports
+
+    if arguments.plot:
+        reports.figure_class()  # says now, not after the work, that it is not there
+    if arguments.record:
+        return _record_proof(arguments)
+    report = _check_proof(arguments) if arguments.against else _compare_live(arguments)
     print(report.table())
     if arguments.json:
         pathlib.Path(arguments.json).write_text(report.json() + "\n")
+    if arguments.plot:
+        reports.plot(report, arguments.plot)
     return 0 if report.passed else 1
+
+
+def _compare_live(arguments: argparse.Namespace) -> Any:
+    from resnet_jax.weights import verify
+
+    _without(arguments, "a live comparison", "max_mb", "weights")
+    tensors = formats.load_state_dict(arguments.file) if arguments.file else None
+    return verify.verify(
+        _model_name(arguments),
+        tensors,
+        num_classes=arguments.num_classes or (_num_classes(tensors) if tensors else None),
+        library=arguments.library,
+        dtypes=_dtypes(arguments),
+        **_sizes_and_images(arguments),
+    )
+
+
+def _record_proof(arguments: argparse.Namespace) -> int:
+    from resnet_jax.weights import proof
+
+    _without(arguments, "--record", "against", "weights", "dtypes", "json", "plot")
+    name, classes = _model_name(arguments), arguments.num_classes
+    if arguments.file and not classes:
+        classes = _num_classes(formats.load_state_dict(arguments.file))
+    written = proof.record(
+        arguments.record,
+        name,
+        arguments.file,
+        fields={"num_classes": classes} if classes else {},
+        library=arguments.library,
+        **({} if arguments.max_mb is None else {"max_mb": arguments.max_mb}),
+        **_sizes_and_images(arguments),
+    )
+    for path in written:
+        print(f"{path}: written, {path.stat().st_size / 1e6:.2f} MB")
+    return 0
+
+
+def _check_proof(arguments: argparse.Namespace) -> Any:
+    from resnet_jax.weights import proof
+
+    _without(arguments, "--against", "model", "file", "num_classes", "library", "sizes", "image", "max_mb")
+    return proof.check(arguments.against, weights_file=arguments.weights, dtypes=_dtypes(arguments))
+
+
+def _without(arguments: argparse.Namespace, mode: str, *others: str) -> None:
+    """Refuses what would have no effect."""
+    given = [name.replace("_", "-") for name in others if getattr(arguments, name) is not None]
+    if given:
+        raise ValueError(f"{mode} does not take {', '.join(given)}: leave it out.")
+
+
+def _model_name(arguments: argparse.Namespace) -> str:
+    if not arguments.model:
+        raise ValueError("which network? Give its name (`resnet-jax list`), or --against=PROOF.")
+    return str(arguments.model)
+
+
+def _dtypes(arguments: argparse.Namespace) -> list[str]:
+    from resnet_jax.weights import verify
+
+    return arguments.dtypes.split(",") if arguments.dtypes else list(verify.SETTINGS)
+
+
+def _sizes_and_images(arguments: argparse.Namespace) -> dict[str, Any]:
+    default = "32x32,33x29" if _model_name(arguments).startswith("cifar_") else "224x224,193x225"
+    sizes = [_size(text) for text in (arguments.sizes or default).split(",")]
+    if not arguments.image:
+        return {"sizes": sizes}
+    return {"images": [np.stack([_image(path, *size) for path in arguments.image]) for size in sizes]}
+
+
+def _image(path: str, height: int, width: int) -> np.ndarray:
+    """An image file as `[height, width, 3]`, its middle, normalised as for ImageNet."""
+    from resnet_jax.data import transforms
+
+    image = transforms.decode(pathlib.Path(path).expanduser().read_bytes())
+    image = transforms.resize_shorter(image, max(height, width))
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return ((image[top : top + height, left : left + width] - MEAN) / STD).astype(np.float32)
 
 
 def _size(text: str) -> tuple[int, int]:
