@@ -138,9 +138,7 @@ def _add_verify(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--dtypes", help="some of float64,float32,default,bfloat16 (by default all)")
     verb.add_argument("--json", help="write the report here as well")
     verb.add_argument("--plot", metavar="FILE.png", help="draw it")
-    verb.add_argument(
-        "--record", metavar="PROOF", help="compare nothing: write what PyTorch gives to PROOF.safetensors"
-    )
+    verb.add_argument("--record", metavar="PROOF", help="write what PyTorch gives to PROOF.safetensors instead")
     verb.add_argument("--max-mb", type=float, help="with --record: weights are part of it up to so many MB (2)")
     verb.add_argument("--against", metavar="PROOF", help="compare with a record; needs no PyTorch")
     verb.add_argument("--weights", metavar="FILE", help="with --against: the weights, where the record has none")

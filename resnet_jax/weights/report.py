@@ -160,10 +160,9 @@ class Report:
         for row in self.rows:
             numbers = f"{row.difference:>11.2e}{row.reference:>11.2e}{row.relative:>10.1e}{row.rms:>10.1e}"
             agreement = "" if row.top1 is None else f"  {row.top1:>4.0%}  {row.top5:>4.0%}"
-            line = f"{row.dtype:<10}{row.size:<{sizes}}{row.stage:<{stages}}{numbers}{1 - row.cosine:>10.1e}"
-            lines.append(
-                f"{line}{row.bar.limit:>9.0e}{rms[row.bar.measure]}{agreement}{'' if row.passed else '  FAILED'}"
-            )
+            numbers += f"{1 - row.cosine:>10.1e}{row.bar.limit:>9.1e}{rms[row.bar.measure]}"
+            line = f"{row.dtype:<10}{row.size:<{sizes}}{row.stage:<{stages}}{numbers}{agreement}"
+            lines.append(line if row.passed else f"{line}  FAILED")
         return "\n".join([*lines, self.verdict()])
 
     def json(self) -> str:
@@ -175,7 +174,7 @@ class Report:
 
 
 def figure_class() -> Any:
-    """matplotlib's `Figure`, which needs no screen.
+    """The `Figure` of matplotlib, which needs no screen.
 
     Raises:
       ImportError: matplotlib is not installed.
@@ -193,26 +192,32 @@ def plot(report: Report, path: str) -> None:
     Raises:
       ImportError: matplotlib is not installed.
     """
-    sizes = list(dict.fromkeys(row.size for row in report.rows))
-    figure = figure_class()(figsize=(1.5 + 4.5 * len(sizes), 4.6), layout="constrained")
-    for axes, size in zip(figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0], sizes, strict=True):
-        _panel(axes, [row for row in report.rows if row.size == size])
-        axes.set_title(size)
-    figure.axes[0].set_ylabel("error as judged: relative, or RMS for rounding noise")
-    figure.axes[-1].legend(fontsize="small")
+    panels: dict[str, list[Row]] = {}
+    for row in report.rows:
+        statistic = row.stage.partition(" ")[2]
+        panels.setdefault(f"{row.size} {statistic}".strip(), []).append(row)
+    figure = figure_class()(figsize=(1.5 + 3.2 * len(panels), 4.2), layout="constrained")
+    for axes, (title, rows) in zip(
+        figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
+    ):
+        _panel(axes, rows)
+        axes.set_title(title, fontsize="medium")
+    figure.axes[0].set_ylabel("error (dashed: its bar)")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.suptitle(report.verdict(), fontsize="medium", color="black" if report.passed else "tab:red")
     figure.savefig(path, format="png", dpi=120)
 
 
 def _panel(axes: Any, rows: Sequence[Row]) -> None:
-    stages = list(dict.fromkeys(row.stage for row in rows))
+    stages = [stage.partition(" ")[0] for stage in dict.fromkeys(row.stage for row in rows)]
     for i, dtype in enumerate(dict.fromkeys(row.dtype for row in rows)):
         shown = [row for row in rows if row.dtype == dtype]
-        places = [stages.index(row.stage) for row in shown]
+        places = range(len(shown))
         errors = np.nan_to_num([max(row.error, 1e-17) for row in shown], nan=1e3, posinf=1e3)  # 0 has no logarithm
-        axes.semilogy(places, errors, ".-", color=f"C{i}", label=dtype)
-        axes.semilogy(places, [row.bar.limit for row in shown], "--", color=f"C{i}", lw=0.8, alpha=0.6)
-        failed = [(place, error) for place, error, row in zip(places, errors, shown, strict=True) if not row.passed]
-        axes.semilogy(*zip(*failed, strict=True), "x", color="red", ms=9, mew=2) if failed else None
+        style = {"color": f"C{i}", "zorder": 3 - 0.1 * i}
+        axes.semilogy(places, errors, ".-", label=dtype, lw=1 + i, **style)  # wider below: two may be the same
+        axes.semilogy(places, [row.bar.limit for row in shown], "--", lw=1, **style)
+        failed = [place for place in places if not shown[place].passed]
+        axes.semilogy(failed, errors[failed], "x", color="red", ms=9, mew=2, zorder=4)
     axes.set_xticks(range(len(stages)), stages, rotation=75, fontsize="small")
     axes.grid(alpha=0.3)

@@ -1,6 +1,7 @@
 """The proof that a converted network is the same function: stage by stage against PyTorch, with a report.
 
-PyTorch's side of it is in `reference.py`, the report in `report.py`, proofs to take along in `proof.py`.
+PyTorch's side of it is in `reference.py`, ours in `stages.py`, the report in `report.py`, proofs to take along in
+`proof.py`.
 """
 
 import contextlib
@@ -12,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variants import create_model
@@ -26,7 +26,8 @@ from resnet_jax.weights.reference import (
     torch_training_outputs,
     torch_versions,
 )
-from resnet_jax.weights.report import BARS, Bar, Report, Row, bar
+from resnet_jax.weights.report import Bar, Report, Row, bar
+from resnet_jax.weights.stages import stage_outputs, training_outputs, with_statistics
 
 # Setting -> fields of the network. "default" is what a backend multiplies in if nothing is asked of it.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -36,8 +37,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "bfloat16": {"dtype": "bfloat16", "param_dtype": "float32"},
 }
 SIZES = ((224, 224), (193, 225))
-# Networks of more blocks are run op by op: XLA takes minutes to compile hundreds of layers for one use.
-MOST_JITTED = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +116,7 @@ def check_dtypes(dtypes: Iterable[str]) -> None:
 
 
 def random_images(sizes: Sequence[tuple[int, int]], batch_size: int, seed: int) -> list[np.ndarray]:
-    """Seeded normal images `[batch_size, h, w, 3]`, float32, whose values float16 holds too: half as large in a file."""
+    """Seeded normal images `[batch_size, h, w, 3]`: float32, of values that float16 holds too, for small files."""
     shapes = [(batch_size, height, width, 3) for height, width in sizes]
     return [np.random.default_rng(seed).standard_normal(s).astype(np.float16).astype(np.float32) for s in shapes]
 
@@ -177,70 +176,6 @@ def _arithmetic(dtype: str) -> Iterator[None]:
         yield
 
 
-def stage_outputs(model: ResNet, variables: Any, images: Any) -> Stages:
-    """Outputs in evaluation mode: `stem` (what the first stage receives), `layer1`, ..., `pre_logits`, `logits`.
-
-    Args:
-      model: a network without the `train` field.
-      variables: its variables.
-      images: `[batch, h, w, c]`.
-
-    Returns:
-      NumPy arrays `[batch, h, w, c]`, the last two `[batch, features]`, in the order of the network.
-    """
-    names = _stage_names(model)
-    found = _apply_for(model)(model, variables, images, names, False)
-    return {name: np.asarray(found[name]) for name in names}
-
-
-def training_outputs(model: ResNet, variables: Any, images: Any) -> Stages:
-    """The same in training mode, each stage followed by its updated running statistics, as PyTorch updates them."""
-    if model.norm == "batch":
-        model = model.clone(norm="batch_unbiased")
-    names = _stage_names(model)
-    found, updates = _apply_for(model)(model, variables, images, names, True)
-    torch_names = {"mean": "running_mean", "var": "running_var"}
-    statistics = {
-        ".".join([*path[:-1], torch_names[path[-1]]]): np.asarray(leaf)
-        for path, leaf in flatten_dict(dict(updates.get("batch_stats", {}))).items()
-    }
-    return with_statistics({name: np.asarray(found[name]) for name in names}, statistics)
-
-
-def _stage_names(model: ResNet) -> tuple[str, ...]:
-    stages = [f"layer{i + 1}" for i in range(len(model.stage_sizes))]
-    return ("stem", *stages, "pre_logits", *(["logits"] if model.num_classes else []))
-
-
-def _apply_for(model: ResNet) -> Callable[..., Any]:
-    return _apply if sum(model.stage_sizes) > MOST_JITTED else _jitted
-
-
-def _apply(model: ResNet, variables: Any, images: Any, features: tuple[str, ...], train: bool) -> Any:
-    mutable = ["batch_stats"] if train else False
-    return model.apply(variables, images, train=train, features=features, mutable=mutable)
-
-
-_jitted = jax.jit(_apply, static_argnums=(0, 3, 4))
-
-
-def with_statistics(outputs: Stages, statistics: Mapping[str, np.ndarray]) -> Stages:
-    """Each stage, then the running means of its norms, end to end, and their variances; under PyTorch's names."""
-    found: Stages = {}
-    for stage, output in outputs.items():
-        found[stage] = output
-        for kind in ("running_mean", "running_var"):
-            names = sorted(name for name in statistics if _stage_of(name) == stage and name.endswith(kind))
-            if names:
-                found[f"{stage} {kind}"] = np.concatenate([statistics[name] for name in names])
-    return found
-
-
-def _stage_of(name: str) -> str:
-    first = name.split(".")[0]
-    return first if first.startswith("layer") else "stem"
-
-
 def sample(outputs: Stages, case: Case) -> Stages:
     """The outputs as the references of `case` hold them: whole or, at the stages in `case.at`, sampled.
 
@@ -275,14 +210,15 @@ def compare(ours: Stages, theirs: Stages, *, dtype: str, size: str, bars: Mappin
     for stage, reference in theirs.items():
         _check_shape(stage, ours[stage].shape, reference.shape)
         a, b = ours[stage].astype(np.float64), reference.astype(np.float64)
-        agreement = {f"top{k}": _agreement(a, b, k) for k in (1, 5)} if stage == "logits" and b.ndim == 2 else {}
+        classes = stage == "logits" and b.ndim == 2
         rows.append(
             Row(
                 *(dtype, size, stage, float(np.abs(a - b).max()), float(np.abs(b).max())),
                 rms=_relative_rms(a, b),
-                cosine=float(np.vdot(a, b) / max(np.linalg.norm(a) * np.linalg.norm(b), np.finfo(np.float64).tiny)),
+                cosine=_cosine(a, b),
                 bar=bars[stage] if bars else bar(dtype),
-                **agreement,
+                top1=_agreement(a, b, 1) if classes else None,
+                top5=_agreement(a, b, 5) if classes else None,
             )
         )
     return rows
@@ -291,6 +227,11 @@ def compare(ours: Stages, theirs: Stages, *, dtype: str, size: str, bars: Mappin
 def _relative_rms(ours: np.ndarray, reference: np.ndarray) -> float:
     difference = np.linalg.norm(ours.astype(np.float64) - reference)
     return float(difference / max(float(np.linalg.norm(reference)), np.finfo(np.float64).tiny))
+
+
+def _cosine(ours: np.ndarray, reference: np.ndarray) -> float:
+    lengths = max(float(np.linalg.norm(ours) * np.linalg.norm(reference)), np.finfo(np.float64).tiny)
+    return float(np.clip(np.vdot(ours, reference) / lengths, -1, 1))
 
 
 def _agreement(ours: np.ndarray, theirs: np.ndarray, k: int) -> float:
