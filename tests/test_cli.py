@@ -111,7 +111,7 @@ def test_verify_fails_on_a_net_that_is_not_the_same(capsys, monkeypatch):
     # 'SAME' padding in the pool is the classic: right at odd sizes, a pixel off at even ones. Here, another epsilon.
     from functools import partial
 
-    from resnet_jax.models.layers import batch_norm
+    from resnet_jax.models.norms import batch_norm
 
     monkeypatch.setattr(
         verify, "create_model", lambda name, **kwargs: original(name, norm=partial(batch_norm, epsilon=1e-3), **kwargs)

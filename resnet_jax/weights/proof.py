@@ -76,14 +76,12 @@ def record(
     inside = {f"weights/{key}": tensor for key, tensor in weights.items()}
     if sum(tensor.nbytes for tensor in (tensors | inside).values()) <= max_mb * 1e6:
         return [proof_file.save(path, tensors | inside, header | {"weights_file": None})]
-    beside = [] if weights_file else [path.with_suffix(".weights.safetensors")]
-    for file in beside:
+    file = pathlib.Path(weights_file or path.with_suffix(".weights.safetensors")).expanduser()
+    if not weights_file:
         save_state_dict(file, weights)
-    file = pathlib.Path(weights_file or beside[0]).expanduser()
-    return [
-        proof_file.save(path, tensors, header | {"weights_file": {"name": file.name, "sha256": _sha256(file)}}),
-        *beside,
-    ]
+    referred = {"name": file.name, "sha256": _sha256(file)}
+    written = proof_file.save(path, tensors, header | {"weights_file": referred})
+    return [written] if weights_file else [written, file]
 
 
 def check(

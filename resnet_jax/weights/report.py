@@ -162,7 +162,7 @@ class Report:
             agreement = "" if row.top1 is None else f"  {row.top1:>4.0%}  {row.top5:>4.0%}"
             numbers += f"{1 - row.cosine:>10.1e}{row.bar.limit:>9.1e}{rms[row.bar.measure]}"
             line = f"{row.dtype:<10}{row.size:<{sizes}}{row.stage:<{stages}}{numbers}{agreement}"
-            lines.append(line if row.passed else f"{line}  FAILED")
+            lines.append(line.rstrip() if row.passed else f"{line}  FAILED")
         return "\n".join([*lines, self.verdict()])
 
     def json(self) -> str:
