@@ -18,7 +18,7 @@ ALLOWED = {
     "resnet_jax.models": set(),
     "resnet_jax.data": set(),
     "resnet_jax.version": set(),
-    "resnet_jax.weights": {"resnet_jax.models"},
+    "resnet_jax.weights": {"resnet_jax.models", "resnet_jax.version"},
     "resnet_jax.training.step": {"resnet_jax.training.metrics"},
     "resnet_jax.training.metrics": set(),
     "resnet_jax.training.optimizer": set(),

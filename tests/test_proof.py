@@ -174,6 +174,15 @@ def test_same_padding_fails_where_a_stride_meets_an_even_size(monkeypatch):
     assert all(row.passed for row in report.rows if row.size == "33x29")
 
 
+def test_float64_without_a_cpu_is_one_message(monkeypatch, capsys):
+    def devices(platform=None):
+        raise RuntimeError("Unknown backend cpu")
+
+    monkeypatch.setattr(jax, "devices", devices)
+    assert cli.main(["verify", f"--against={CIFAR}", "--dtypes=float64"]) == 2
+    assert "JAX_PLATFORMS=tpu,cpu" in capsys.readouterr().err
+
+
 def test_flaxs_biased_running_variance_fails(monkeypatch):
     build_with(monkeypatch, batch_norm)
     report = proof.check(CIFAR, dtypes=["float64"])

@@ -172,7 +172,14 @@ def _arithmetic(dtype: str) -> Iterator[None]:
     if dtype != "float64":
         yield
         return
-    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+    try:
+        cpu = jax.devices("cpu")[0]
+    except RuntimeError as error:
+        raise ValueError(
+            f"float64 runs on the CPU, which JAX was told to leave out ({error}): add it, as in JAX_PLATFORMS=tpu,cpu, "
+            "or leave float64 out of the dtypes."
+        ) from error
+    with jax.enable_x64(True), jax.default_device(cpu):
         yield
 
 
