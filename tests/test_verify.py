@@ -62,6 +62,7 @@ def test_noise_is_judged_by_its_rms_and_nan_fails():
     assert dataclasses.replace(row, bar=Bar(1e-2, "rms")).passed
     assert not dataclasses.replace(ROW, difference=math.nan).passed
     assert not Report("x", ()).passed
+    assert dataclasses.replace(ROW, difference=math.nan).json()["error"] is None
 
 
 def test_the_verdict_names_the_first_failure():

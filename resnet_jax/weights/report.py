@@ -87,13 +87,10 @@ class Row:
         return self.error <= self.bar.limit
 
     def json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {
-            "relative": self.relative,
-            "error": self.error,
-            "bar": self.bar.limit,
-            "judged": self.bar.measure,
-            "passed": self.passed,
-        }
+        """All of it as plain values. A NaN is None: JSON has none."""
+        values = dataclasses.asdict(self) | {"bar": self.bar.limit, "judged": self.bar.measure, "passed": self.passed}
+        values |= {"relative": self.relative, "error": self.error}
+        return {key: None if isinstance(x, float) and not np.isfinite(x) else x for key, x in values.items()}
 
 
 def environment() -> dict[str, Any]:
