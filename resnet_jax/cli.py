@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from resnet_jax import cli_inference
+from resnet_jax import cli_inference, cli_verify
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variants import create_model, list_models
 from resnet_jax.weights import convert, formats, recognise, registry
@@ -56,14 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--force", action="store_true", help="replace OUT if it is there")
     verb.set_defaults(run=_convert)
 
-    verb = verbs.add_parser("verify", help="compare with PyTorch, stage by stage, in float64 and float32")
-    verb.add_argument("model", help="the network; a file here is recognised")
-    verb.add_argument("file", nargs="?", help="its weights; by default random ones")
-    verb.add_argument("--num-classes", type=int, help="by default as many as the head of FILE has")
-    verb.add_argument("--sizes", help="of the images, as in 224x224,193x225 (the default; 32x32,33x29 for cifar_*)")
-    verb.add_argument("--json", help="write the report here as well")
-    verb.set_defaults(run=_verify)
-
+    cli_verify.add_verb(verbs)
     cli_inference.add_verbs(verbs, _read)
     return parser
 
@@ -182,36 +175,6 @@ def _num_classes(tensors: Mapping[str, np.ndarray]) -> int:
 def _same_bits(left: Any, right: Any) -> bool:
     left, right = np.asarray(left), np.asarray(right)
     return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
-
-
-def _verify(arguments: argparse.Namespace) -> int:
-    from resnet_jax.weights import verify
-
-    name, file = arguments.model, arguments.file
-    if file is None and pathlib.Path(name).is_file():
-        name, file = None, name
-    tensors = _read_tensors(file) if file else None
-    if name is None:
-        name = recognise.identify(tensors or {})[0]
-    classes = arguments.num_classes or (_num_classes(tensors) if tensors else None)
-    default = "32x32,33x29" if name.startswith("cifar_") else "224x224,193x225"
-    report = verify.verify(
-        name,
-        tensors,
-        sizes=[_size(text) for text in (arguments.sizes or default).split(",")],
-        num_classes=classes,
-    )
-    print(report.table())
-    if arguments.json:
-        pathlib.Path(arguments.json).write_text(report.json() + "\n")
-    return 0 if report.passed else 1
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise ValueError(f"--sizes: {text!r} is no size; write HEIGHTxWIDTH, as in 224x224,193x225.")
-    return int(height), int(width)
 
 
 if __name__ == "__main__":

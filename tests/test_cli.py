@@ -118,7 +118,7 @@ def test_verify_proves_given_weights_and_writes_a_report(weights, tmp_path, caps
     assert "cifar_resnet20 equals PyTorch at every stage" in capsys.readouterr().out
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["passed"]
-    assert len(report["rows"]) == 2 * 6
+    assert len(report["rows"]) == 4 * 6
     assert {row["stage"] for row in report["rows"]} == {"stem", "layer1", "layer2", "layer3", "pre_logits", "logits"}
 
 

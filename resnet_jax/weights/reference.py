@@ -3,7 +3,9 @@
 PyTorch, torchvision and timm are imported when a function here is called, and only then.
 """
 
+import contextlib
 import copy
+import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
@@ -137,10 +139,11 @@ def randomise_norms(module: Any, seed: int = 0) -> None:
                     getattr(norm, key).copy_(torch.from_numpy(value))
 
 
-def torch_stage_outputs(module: Any, images: np.ndarray) -> Stages:
+def torch_stage_outputs(module: Any, images: np.ndarray, *, autocast: bool = False) -> Stages:
     """What `stage_outputs` gives, from a PyTorch module of torchvision's names, by forward hooks; NHWC in and out.
 
-    The module is run in the dtype of `images`: it itself if it has that dtype, else a copy.
+    The module is run in the dtype of `images`: it itself if it has that dtype, else a copy. With `autocast` PyTorch
+    chooses the operations that it runs in bfloat16; the result is float32 then.
     """
     import torch
 
@@ -159,14 +162,34 @@ def torch_stage_outputs(module: Any, images: np.ndarray) -> Stages:
         *(getattr(module, name).register_forward_hook(keep(name)) for name in stages),
         module.fc.register_forward_pre_hook(lambda _, inputs: found.update(pre_logits=inputs[0])),
     ]
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         logits = module(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))))
     for hook in hooks:
         hook.remove()
     if not isinstance(module.fc, torch.nn.Identity):
         found["logits"] = logits
-    arrays = {name: value.numpy() for name, value in found.items()}
+    arrays = {name: (value.float() if autocast else value).numpy() for name, value in found.items()}
     return {name: np.moveaxis(array, 1, -1) if array.ndim == 4 else array for name, array in arrays.items()}
+
+
+def torch_training_outputs(
+    module: Any, images: np.ndarray, *, autocast: bool = False
+) -> tuple[Stages, dict[str, np.ndarray]]:
+    """One forward pass in training mode, on a copy: the stages, and the running means and variances that it leaves."""
+    module = copy.deepcopy(module).train()
+    module = module.double() if images.dtype == np.float64 else module.float()
+    outputs = torch_stage_outputs(module, images, autocast=autocast)
+    buffers = {name: buffer.numpy() for name, buffer in module.named_buffers()}
+    return outputs, {name: buffers[name] for name in buffers if name.endswith(("running_mean", "running_var"))}
+
+
+def torch_versions() -> dict[str, str]:
+    """Versions of PyTorch, torchvision and timm, those that are installed."""
+    versions = {}
+    for package in ("torch", "torchvision", "timm"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
 
 
 def load_into_torch(module: Any, state_dict: Mapping[str, Any]) -> None:

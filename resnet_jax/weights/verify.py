@@ -1,12 +1,14 @@
 """The proof that a converted network is the same function: stage by stage against PyTorch, with a report.
 
-PyTorch's side of it is in `reference.py`.
+PyTorch's side of it is in `reference.py`, ours in `stages.py`, the report in `report.py`, proofs to take along in
+`proof.py`.
 """
 
+import contextlib
 import dataclasses
 import functools
-import json
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,94 +17,75 @@ import numpy as np
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variants import create_model
 from resnet_jax.weights.convert import from_torch
-from resnet_jax.weights.reference import Stages, load_into_torch, randomise_norms, torch_reference, torch_stage_outputs
+from resnet_jax.weights.reference import (
+    Stages,
+    load_into_torch,
+    randomise_norms,
+    torch_reference,
+    torch_stage_outputs,
+    torch_training_outputs,
+    torch_versions,
+)
+from resnet_jax.weights.report import Bar, Report, Row, bar
+from resnet_jax.weights.stages import stage_outputs, training_outputs, with_statistics
 
-# Largest difference over the largest reference value that is still "the same function", for each dtype.
-BARS = {"float64": 1e-10, "float32": 1e-5}
-# Networks of more blocks are run op by op: XLA takes minutes to compile hundreds of layers for one use.
-MOST_JITTED = 60
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One stage at one size in one dtype. `relative` is `difference / reference`, both largest absolute values."""
-
-    dtype: str
-    size: str
-    stage: str
-    difference: float
-    reference: float
-
-    @property
-    def relative(self) -> float:
-        return self.difference / max(self.reference, np.finfo(np.float64).tiny)
-
-    @property
-    def passed(self) -> bool:
-        # Written so that a NaN fails.
-        return self.relative <= BARS[self.dtype]
+# Setting -> fields of the network. "default" is what a backend multiplies in if nothing is asked of it.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "float64": {"param_dtype": "float64", "precision": "highest"},
+    "float32": {"param_dtype": "float32", "precision": "highest"},
+    "default": {"param_dtype": "float32", "precision": "default"},
+    "bfloat16": {"dtype": "bfloat16", "param_dtype": "float32"},
+}
+SIZES = ((224, 224), (193, 225))
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-    """What `verify` saw."""
+class Case:
+    """Images, and what PyTorch makes of them in float64.
 
-    name: str
-    rows: tuple[Row, ...]
+    Attributes:
+      images: `[batch, h, w, 3]`; every setting gets the same numbers, which float32 holds exactly.
+      stages: the reference, by stage; in training mode with the updated running statistics.
+      train: training mode.
+      autocast: PyTorch's own relative RMS error in bfloat16, by stage, where it was measured.
+      at: for a stage of which the reference holds a sample, the places that it holds; see `proof.py`.
+      shapes: of the stages in `at`.
+    """
+
+    images: np.ndarray
+    stages: Stages
+    train: bool = False
+    autocast: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    at: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    shapes: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
 
     @property
-    def passed(self) -> bool:
-        return bool(self.rows) and all(row.passed for row in self.rows)
-
-    def worst(self, dtype: str) -> Row:
-        """The row with the largest relative difference."""
-        return max((row for row in self.rows if row.dtype == dtype), key=lambda row: row.relative)
-
-    def table(self) -> str:
-        """The rows as aligned text, and the verdict."""
-        lines = [f"{'dtype':<9}{'size':<10}{'stage':<12}{'max |diff|':>12}{'max |ref|':>12}{'relative':>12}{'bar':>9}"]
-        for row in self.rows:
-            numbers = f"{row.difference:>12.2e}{row.reference:>12.2e}{row.relative:>12.2e}{BARS[row.dtype]:>9.0e}"
-            lines.append(f"{row.dtype:<9}{row.size:<10}{row.stage:<12}{numbers}{'' if row.passed else '  FAILED'}")
-        verdict = "equals PyTorch at every stage" if self.passed else "DIFFERS from PyTorch"
-        return "\n".join([*lines, f"{self.name} {verdict}"])
-
-    def json(self) -> str:
-        """The rows, with the device and versions that gave them."""
-        import torch
-
-        return json.dumps(
-            {
-                "model": self.name,
-                "passed": self.passed,
-                "device": jax.devices("cpu")[0].device_kind,
-                "versions": {"jax": jax.__version__, "torch": torch.__version__},
-                "rows": [
-                    dataclasses.asdict(row) | {"relative": row.relative, "passed": row.passed} for row in self.rows
-                ],
-            },
-            indent=2,
-        )
+    def size(self) -> str:
+        _, height, width, _ = self.images.shape
+        return f"{height}x{width}{' train' if self.train else ''}"
 
 
 def verify(
     name: str,
     state_dict: Mapping[str, Any] | None = None,
     *,
-    sizes: Sequence[tuple[int, int]] = ((224, 224), (193, 225)),
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    images: Sequence[np.ndarray] | None = None,
     dtypes: Sequence[str] = ("float64", "float32"),
     batch_size: int = 2,
     seed: int = 0,
     num_classes: int | None = None,
     library: str | None = None,
 ) -> Report:
-    """Compares the network `name` with PyTorch's own, on the CPU, on seeded random images.
+    """Compares the network `name` with PyTorch's own, which runs on the CPU in float64.
 
     Args:
       name: one of `list_models()`.
       state_dict: PyTorch weights; by default random ones with random norm tensors.
       sizes: (height, width) of the images; an even and an odd one see different paddings.
-      dtypes: "float64" separates the same function from a close one; "float32" is run at the highest precision.
+      images: instead of seeded random images of those sizes, arrays `[batch, h, w, 3]`, normalised.
+      dtypes: some of "float64" (on the CPU: it separates the same function from a close one) and, on JAX's default
+        device, "float32" at the highest precision, "default", the precision that the backend chooses, and "bfloat16".
       batch_size: images of each size.
       seed: of the images and of random weights.
       num_classes: width of the head, where it is not the network's own.
@@ -112,9 +95,7 @@ def verify(
       ValueError: an unknown name or dtype, or (as `ConversionError`) weights of another network.
       ImportError: PyTorch, or torchvision or timm, whose network it is, is not installed.
     """
-    unknown = [dtype for dtype in dtypes if dtype not in BARS]
-    if unknown:
-        raise ValueError(f"unknown dtypes {unknown}: give some of {list(BARS)}.")
+    check_dtypes(dtypes)
     build = functools.partial(create_model, name, **({"num_classes": num_classes} if num_classes else {}))
     build()  # refuses an unknown name
     reference = torch_reference(name, num_classes=num_classes, library=library, seed=seed)
@@ -122,47 +103,110 @@ def verify(
     source = reference.state_dict() if state_dict is None else state_dict
     from_torch(build(), source)  # strict, and with our message, before PyTorch's
     load_into_torch(reference, source)
-    rows: list[Row] = []
-    for dtype in dtypes:
-        with jax.enable_x64(dtype == "float64"), jax.default_device(jax.devices("cpu")[0]):
-            model = build(param_dtype=dtype, precision="highest")
-            variables = from_torch(model, source, dtype=dtype)
-            for height, width in sizes:
-                rng = np.random.default_rng(seed)
-                images = rng.standard_normal((batch_size, height, width, 3)).astype(dtype)
-                ours = stage_outputs(model, variables, images)
-                theirs = torch_stage_outputs(reference, images)
-                rows += compare(ours, theirs, dtype=dtype, size=f"{height}x{width}")
-    return Report(name, tuple(rows))
+    images = random_images(sizes, batch_size, seed) if images is None else images
+    cases = [torch_case(reference, x, autocast="bfloat16" in dtypes) for x in images]
+    return Report(name, tuple(check(build, source, cases, dtypes)), torch_versions())
 
 
-def stage_outputs(model: ResNet, variables: Any, images: Any) -> Stages:
-    """Outputs in evaluation mode: `stem` (what the first stage receives), `layer1`, ..., `pre_logits`, `logits`.
+def check_dtypes(dtypes: Iterable[str]) -> None:
+    """Raises `ValueError` for what is no setting."""
+    unknown = [dtype for dtype in dtypes if dtype not in SETTINGS]
+    if unknown:
+        raise ValueError(f"unknown dtypes {unknown}: give some of {list(SETTINGS)}.")
+
+
+def random_images(sizes: Sequence[tuple[int, int]], batch_size: int, seed: int) -> list[np.ndarray]:
+    """Seeded normal images `[batch_size, h, w, 3]`: float32, of values that float16 holds too, for small files."""
+    shapes = [(batch_size, height, width, 3) for height, width in sizes]
+    return [np.random.default_rng(seed).standard_normal(s).astype(np.float16).astype(np.float32) for s in shapes]
+
+
+def torch_case(module: Any, images: np.ndarray, *, train: bool = False, autocast: bool = True) -> Case:
+    """What a PyTorch module makes of `images` in float64, and, if asked, how far its own bfloat16 is from that."""
+    images = images.astype(np.float32)
+
+    def run(images: np.ndarray, autocast: bool = False) -> Stages:
+        if not train:
+            return torch_stage_outputs(module, images, autocast=autocast)
+        return with_statistics(*torch_training_outputs(module, images, autocast=autocast))
+
+    exact = run(images.astype(np.float64))
+    rough = run(images, autocast=True) if autocast else {}
+    return Case(images, exact, train, {stage: _relative_rms(rough[stage], exact[stage]) for stage in rough})
+
+
+def check(
+    build: Callable[..., ResNet], state_dict: Mapping[str, Any], cases: Sequence[Case], dtypes: Sequence[str]
+) -> list[Row]:
+    """Runs our network on every case in every setting and compares.
 
     Args:
-      model: a network without the `train` field.
-      variables: its variables.
-      images: `[batch, h, w, c]`.
-
-    Returns:
-      NumPy arrays `[batch, h, w, c]`, the last two `[batch, features]`, in the order of the network.
+      build: fields of the setting -> the network.
+      state_dict: PyTorch's names -> weights.
+      cases: images and references.
+      dtypes: names in `SETTINGS`.
     """
-    stages = [f"layer{i + 1}" for i in range(len(model.stage_sizes))]
-    names = ("stem", *stages, "pre_logits", *(["logits"] if model.num_classes else []))
-    apply = _apply if sum(model.stage_sizes) > MOST_JITTED else _jitted
-    found = apply(model, variables, images, names)
-    return {name: np.asarray(found[name]) for name in names}
+    rows: list[Row] = []
+    for dtype in dtypes:
+        with _arithmetic(dtype):
+            model = build(**SETTINGS[dtype])
+            variables = from_torch(model, state_dict, dtype=model.param_dtype)
+            for case in cases:
+                run = training_outputs if case.train else stage_outputs
+                ours = run(model, variables, case.images.astype(model.param_dtype))
+                rows += compare(sample(ours, case), case.stages, dtype=dtype, size=case.size, bars=_bars(dtype, case))
+    return rows
 
 
-def _apply(model: ResNet, variables: Any, images: Any, features: tuple[str, ...]) -> Any:
-    return model.apply(variables, images, train=False, features=features)
+def _bars(dtype: str, case: Case) -> dict[str, Bar]:
+    """The bar of each stage. PyTorch's error in bfloat16 is the largest up to there: on few values it is chance."""
+    if not case.autocast:
+        return dict.fromkeys(case.stages, bar(dtype, jax.default_backend()))
+    errors = itertools.accumulate((case.autocast[stage] for stage in case.stages), max)
+    return {stage: bar(dtype, jax.default_backend(), error) for stage, error in zip(case.stages, errors, strict=True)}
 
 
-_jitted = jax.jit(_apply, static_argnums=(0, 3))
+@contextlib.contextmanager
+def _arithmetic(dtype: str) -> Iterator[None]:
+    """float64 runs on the CPU, which has it; everything else where JAX runs by default."""
+    if dtype != "float64":
+        yield
+        return
+    try:
+        cpu = jax.devices("cpu")[0]
+    except RuntimeError as error:
+        raise ValueError(
+            f"float64 runs on the CPU, which JAX was told to leave out ({error}): add it, as in JAX_PLATFORMS=tpu,cpu, "
+            "or leave float64 out of the dtypes."
+        ) from error
+    with jax.enable_x64(True), jax.default_device(cpu):
+        yield
 
 
-def compare(ours: Stages, theirs: Stages, *, dtype: str, size: str) -> list[Row]:
-    """One row for each stage.
+def sample(outputs: Stages, case: Case) -> Stages:
+    """The outputs as the references of `case` hold them: whole or, at the stages in `case.at`, sampled.
+
+    A sample is some values, and of each channel mean and standard deviation over images and positions. The values show
+    what moves (a shift by a pixel), the means and deviations any single value that is off.
+
+    Raises:
+      ValueError: a stage has another shape than the reference's.
+    """
+    found = dict(outputs)
+    for stage in case.at.keys() & outputs.keys():
+        x = outputs[stage].astype(np.float64)
+        _check_shape(stage, x.shape, tuple(case.shapes[stage]))
+        found[stage] = np.concatenate([x.ravel()[case.at[stage]], x.mean((0, 1, 2)), x.std((0, 1, 2))])
+    return found
+
+
+def _check_shape(stage: str, ours: tuple[int, ...], theirs: tuple[int, ...]) -> None:
+    if ours != theirs:
+        raise ValueError(f"{stage} has shape {ours}, PyTorch's has {theirs}.")
+
+
+def compare(ours: Stages, theirs: Stages, *, dtype: str, size: str, bars: Mapping[str, Bar] | None = None) -> list[Row]:
+    """One row for each stage; `bars` by stage; by default the setting's on a CPU.
 
     Raises:
       ValueError: other stages, or a stage of another shape.
@@ -171,8 +215,33 @@ def compare(ours: Stages, theirs: Stages, *, dtype: str, size: str) -> list[Row]
         raise ValueError(f"cannot compare the stages {list(ours)} with {list(theirs)}.")
     rows = []
     for stage, reference in theirs.items():
-        if ours[stage].shape != reference.shape:
-            raise ValueError(f"{stage} has shape {ours[stage].shape}, PyTorch's has {reference.shape}.")
-        difference = np.abs(ours[stage].astype(np.float64) - reference.astype(np.float64)).max()
-        rows.append(Row(dtype, size, stage, float(difference), float(np.abs(reference).max())))
+        _check_shape(stage, ours[stage].shape, reference.shape)
+        a, b = ours[stage].astype(np.float64), reference.astype(np.float64)
+        classes = stage == "logits" and b.ndim == 2
+        rows.append(
+            Row(
+                *(dtype, size, stage, float(np.abs(a - b).max()), float(np.abs(b).max())),
+                rms=_relative_rms(a, b),
+                cosine=_cosine(a, b),
+                bar=bars[stage] if bars else bar(dtype),
+                top1=_agreement(a, b, 1) if classes else None,
+                top5=_agreement(a, b, 5) if classes else None,
+            )
+        )
     return rows
+
+
+def _relative_rms(ours: np.ndarray, reference: np.ndarray) -> float:
+    difference = np.linalg.norm(ours.astype(np.float64) - reference)
+    return float(difference / max(float(np.linalg.norm(reference)), np.finfo(np.float64).tiny))
+
+
+def _cosine(ours: np.ndarray, reference: np.ndarray) -> float:
+    lengths = max(float(np.linalg.norm(ours) * np.linalg.norm(reference)), np.finfo(np.float64).tiny)
+    return float(np.clip(np.vdot(ours, reference) / lengths, -1, 1))
+
+
+def _agreement(ours: np.ndarray, theirs: np.ndarray, k: int) -> float:
+    """Share of the images whose k largest logits belong to the same classes."""
+    largest = [np.sort(np.argsort(-logits, axis=-1, kind="stable")[:, :k], axis=-1) for logits in (ours, theirs)]
+    return float(np.mean(np.all(largest[0] == largest[1], axis=-1)))
