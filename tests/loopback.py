@@ -119,3 +119,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *args):
         """Silent."""
+
+
+def use_as_hub(server, folder, monkeypatch):
+    """Makes the client ask `server` and keep its caches in `folder`, as environment variables would at its import."""
+    from huggingface_hub import constants
+
+    settings = {
+        "ENDPOINT": server.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(folder / "hub"),
+        "HF_ASSETS_CACHE": str(folder / "assets"),
+        "HF_HUB_OFFLINE": False,
+    }
+    for name, value in settings.items():
+        monkeypatch.setattr(constants, name, value)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from loopback import COMMIT, Server
+from loopback import COMMIT, Server, use_as_hub
 from resnet_jax.weights import download
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -33,15 +33,7 @@ def server():
 @pytest.fixture
 def cache(tmp_path, server, monkeypatch):
     """The client's settings, as its environment variables make them when it is imported."""
-    settings = {
-        "ENDPOINT": server.url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HUB_CACHE": str(tmp_path / "hub"),
-        "HF_ASSETS_CACHE": str(tmp_path / "assets"),
-        "HF_HUB_OFFLINE": False,
-    }
-    for name, value in settings.items():
-        monkeypatch.setattr(constants, name, value)
+    use_as_hub(server, tmp_path, monkeypatch)
     return tmp_path
 
 

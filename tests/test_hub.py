@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from huggingface_hub import constants
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save as to_safetensors
 
 import resnet_jax
-from loopback import COMMIT, Server
+from loopback import COMMIT, Server, use_as_hub
 from resnet_jax.data.transforms import Preprocessing
 from resnet_jax.training.step import create_train_state, train_step
 from resnet_jax.weights import convert, download, formats, hub, sources, verify
@@ -36,7 +35,7 @@ def random_net(name, **kwargs):
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), IMAGES, train=False))
     rng = np.random.default_rng(0)
     # Kernels around zero, so that signals stay of the order of one; scales and variances positive.
-    draw = lambda leaf: rng.uniform(0.05, 0.15, leaf.shape) - (0.1 if leaf.ndim > 1 else 0)  # noqa: E731
+    draw = lambda leaf: rng.uniform(0.05, 0.15, leaf.shape) - (0.1 if leaf.ndim > 1 else 0)  # noqa: E731 - a line, used in the next one
     variables = jax.tree.map(lambda leaf: draw(leaf).astype(leaf.dtype), shapes)
     return model, variables, resnet_jax.to_torch(model, variables)
 
@@ -58,15 +57,7 @@ def server(tmp_path, monkeypatch):
         "somebody/bare": {"model.safetensors": weights},
         "somebody/empty": {"config.json": json.dumps(config).encode()},
     }
-    settings = {
-        "ENDPOINT": server.url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
-        "HF_HUB_CACHE": str(tmp_path / "hub"),
-        "HF_ASSETS_CACHE": str(tmp_path / "assets"),
-        "HF_HUB_OFFLINE": False,
-    }
-    for name, value in settings.items():
-        monkeypatch.setattr(constants, name, value)
+    use_as_hub(server, tmp_path, monkeypatch)
     sources._announce.cache_clear()
     yield server
     server.close()

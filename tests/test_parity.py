@@ -120,7 +120,7 @@ def test_there_are_81_and_10():
     assert compared < set(resnet_jax.list_models())
 
 
-def test_the_one_that_timm_has_no_entry_point_for_is_its_resnet_with_those_arguments(record_property):
+def test_the_one_that_timm_has_no_entry_point_for_is_its_resnet_with_those_arguments():
     from timm.models.resnet import Bottleneck, ResNet
 
     with torch.device("meta"):

@@ -121,7 +121,8 @@ def _read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
         with safetensors.safe_open(path, "np") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()} if KEY in metadata else {}  # noqa: SIM118
+            names = file.keys() if KEY in metadata else ()
+            tensors = {name: file.get_tensor(name) for name in names}
         header = json.loads(metadata[KEY])
         version = header["version"]
     except KeyError as error:
