@@ -42,6 +42,29 @@ class Dataset:
         return len(self.source)
 
 
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a run must know of a data set before it reads any of it: numbers of examples and classes, channels."""
+
+    num_train: int
+    num_test: int
+    num_classes: int
+    channels: int
+
+
+# Data sets that a run can be planned for without having them.
+STOCK = {
+    "imagenet2012": Facts(num_train=1_281_167, num_test=50_000, num_classes=1000, channels=3),
+    "cifar10": Facts(num_train=50_000, num_test=10_000, num_classes=10, channels=3),
+    "cifar100": Facts(num_train=50_000, num_test=10_000, num_classes=100, channels=3),
+}
+
+
+def facts(train: Dataset, test: Dataset) -> Facts:
+    """The facts of a data set of which both splits are open."""
+    return Facts(len(train), len(test), train.num_classes, train.channels)
+
+
 def open_dataset(
     name: str,
     split: str,

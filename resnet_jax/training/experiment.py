@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,12 +22,11 @@ from resnet_jax.weights import convert, formats
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """Everything a config describes, built; `config` itself with what it left open filled in."""
+class Experiment:
+    """What a config describes, but for the data themselves; `config` with what it left open filled in."""
 
     config: ml_collections.ConfigDict
-    train_data: datasets.Dataset
-    test_data: datasets.Dataset
+    facts: datasets.Facts
     steps_per_epoch: int
     num_steps: int
     model: ResNet
@@ -50,10 +50,18 @@ class Run:
 
     def _create(self, variables: Any = None) -> TrainState:
         if variables is None:
-            size, channels = self.config.data.image_size, self.train_data.channels
+            size, channels = self.config.data.image_size, self.facts.channels
             images = jnp.zeros((1, size, size, channels))
             variables = self.model.init(jax.random.key(self.config.seed), images, train=False)
         return create_train_state(self.model, variables, self.tx)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Experiment):
+    """An experiment with its data, ready to be run."""
+
+    train_data: datasets.Dataset
+    test_data: datasets.Dataset
 
 
 def build(config: ml_collections.ConfigDict) -> Run:
@@ -62,11 +70,23 @@ def build(config: ml_collections.ConfigDict) -> Run:
     Raises:
       ValueError: keys that contradict each other, the data, or the devices; the message names both sides.
     """
-    config = ml_collections.ConfigDict(config.copy_and_resolve_references())
     train_data, test_data = (_open(config, split) for split in ("train", "test"))
-    config.model.num_classes = config.model.num_classes or train_data.num_classes
-    _check(config, train_data)
-    steps_per_epoch = len(train_data) // config.batch_size
+    experiment = design(config, datasets.facts(train_data, test_data))
+    return Run(**vars(experiment), train_data=train_data, test_data=test_data)
+
+
+def design(
+    config: ml_collections.ConfigDict, facts: datasets.Facts, devices: Sequence[jax.Device] | None = None
+) -> Experiment:
+    """All but the data: for `devices` (by default, those of this run), which need not be attached.
+
+    Raises:
+      ValueError: as `build`.
+    """
+    config = ml_collections.ConfigDict(config.copy_and_resolve_references())
+    config.model.num_classes = config.model.num_classes or facts.num_classes
+    _check(config, facts, len(devices) if devices is not None else jax.device_count())
+    steps_per_epoch = facts.num_train // config.batch_size
     num_steps = round(config.num_epochs * steps_per_epoch)
     schedule = optimizer.create_schedule(
         config.schedule.name,
@@ -76,16 +96,15 @@ def build(config: ml_collections.ConfigDict) -> Run:
         boundaries=[round(epoch * steps_per_epoch) for epoch in config.schedule.boundaries],
         factor=config.schedule.factor,
     )
-    return Run(
+    return Experiment(
         config=config,
-        train_data=train_data,
-        test_data=test_data,
+        facts=facts,
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
         model=_create_model(config),
         schedule=schedule,
         tx=_create_optimizer(config, schedule),
-        parallel=_parallelize(config),
+        parallel=_parallelize(config, devices),
     )
 
 
@@ -131,34 +150,35 @@ def _reading(data: ml_collections.ConfigDict) -> dict[str, Any]:
     return {"num_threads": data.num_threads, "num_workers": data.num_workers, "on_error": data.on_error}
 
 
-def _check(config: ml_collections.ConfigDict, data: datasets.Dataset) -> None:
+def _check(config: ml_collections.ConfigDict, facts: datasets.Facts, num_devices: int) -> None:
     """Refuses keys that contradict each other or the data, before anything is compiled."""
     for key in ("mean", "std"):
-        if len(config.data[key]) != data.channels:
+        if len(config.data[key]) != facts.channels:
             raise ValueError(
                 f"config.data.{key}={tuple(config.data[key])} has {len(config.data[key])} entries, but the images of "
-                f"{data.name!r} have {data.channels} channels: give one for each."
+                f"{config.data.name!r} have {facts.channels} channels: give one for each."
             )
-    if config.model.num_classes < data.num_classes:
+    if config.model.num_classes < facts.num_classes:
         raise ValueError(
-            f"config.model.num_classes={config.model.num_classes}, but {data.name!r} has {data.num_classes} classes: "
-            "use 0 to take the data set's."
+            f"config.model.num_classes={config.model.num_classes}, but {config.data.name!r} has {facts.num_classes} "
+            "classes: use 0 to take the data set's."
         )
-    if not 0 < config.batch_size <= len(data):
+    if not 0 < config.batch_size <= facts.num_train:
         raise ValueError(
-            f"config.batch_size={config.batch_size} must lie in 1..{len(data)}, the size of the training split."
+            f"config.batch_size={config.batch_size} must lie in 1..{facts.num_train}, the size of the training split."
         )
-    check_divisible(config.batch_size, jax.device_count())
+    check_divisible(config.batch_size, num_devices)
     if config.keep_checkpoints < 1:
         raise ValueError(f"config.keep_checkpoints={config.keep_checkpoints} would keep none: give 1 or more.")
 
 
-def _parallelize(config: ml_collections.ConfigDict) -> Parallel:
+def _parallelize(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None) -> Parallel:
     numbers: dict[str, Any] = {"mean": tuple(config.data.mean), "std": tuple(config.data.std), "axis_name": AXIS}
     return parallelize(
         functools.partial(train_step, label_smoothing=config.optimizer.label_smoothing, seed=config.seed, **numbers),
         functools.partial(eval_step, **numbers),
         mode=config.parallel,
+        devices=devices,
     )
 
 
