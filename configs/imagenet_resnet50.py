@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.flip = True
     config.data.num_threads = 16
 
-    config.optimizer.learning_rate = config.get_oneway_ref("batch_size") * (0.1 / 256)  # section 2.1
+    config.optimizer.learning_rate = config.get_oneway_ref("batch_size").to_float() * (0.1 / 256)  # section 2.1
     config.optimizer.nesterov = False
     config.optimizer.weight_decay = 1e-4
     config.optimizer.decay_norm_and_bias = False  # section 5.1: not on batch norm
