@@ -17,9 +17,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.num_epochs = 30.0  # passes over the training split; an epoch is num_examples // batch_size steps
     config.init_from = ""  # start from these weights: .safetensors, .pth, a workdir or an exported folder
 
-    # How the step is spread over devices: "pmap", or "jit" (over shard_map). Same numbers.
-    config.parallel = "pmap"
-    config.sync_batch_norm = False  # batch statistics over all devices, rather than each device's own
+    # How the step is spread over devices: "pmap" (one host), "jit" (over shard_map; any number of hosts), or "auto":
+    # the first that will do. Same numbers.
+    config.parallel = "auto"
+    config.batch_norm_devices = 1  # that share batch statistics: 1: each its own; 4: groups of four; 0: all
+    # Parts that each device works its share of the batch through, in the memory of one; batch norm sees one at a time.
+    config.accumulate_steps = 1
 
     config.model = ml_collections.ConfigDict()
     config.model.name = "cifar_resnet20"  # resnet_jax.list_models()
@@ -48,6 +51,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.padding = 1  # pixels of mean colour on each side, before the random crop
     config.data.flip = False  # mirror half of the images
     config.data.on_error = "refuse"  # an unreadable image: "refuse" to go on, or "skip" it, counted
+    config.data.max_unreadable = 0.001  # "skip" only: share of the images from which on the run stops all the same
+    config.data.fingerprint = ""  # of the data, as config.json of a run has it; others are refused. "": any
     config.data.num_threads = 4  # that read and augment
     config.data.num_workers = 0  # processes that do so instead, for hosts with tens of cores
 
@@ -70,6 +75,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint_every_epochs = 1.0
     config.checkpoint_every_steps = 0  # steps; when set, instead of epochs
     config.keep_checkpoints = 2  # the latest so many
+    config.keep_best = 0  # and so many with the highest test accuracy; if any, each new best one is saved
+    config.tensorboard = False  # scalars in WORKDIR/tensorboard too, where tensorboardX is installed
+    config.profile_steps = (0, 0)  # first and last step of a trace for xprof, in WORKDIR/profile; (0, 0): none
 
     # Compiled programs are kept here, so that the next start skips compilation. "": do not keep them.
     # JAX's own JAX_COMPILATION_CACHE_DIR wins.

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from resnet_jax.training import checkpoint, experiment, loop, report, workdirs
+from resnet_jax.training import checkpoint, experiment, loop, report, window, workdirs
 from test_house import ROOT
 
 TINY = {"stage_sizes": (1, 1), "stage_features": (8, 16), "stem_features": 8}
@@ -180,7 +180,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
             yield batch | {"mask": batch["mask"] * np.float32(np.nan if step == 11 else 1)}
 
     monkeypatch.setattr(experiment, "train_batches", poisoned)
-    with pytest.raises(loop.TrainingDiverged, match=r"the loss is nan at step 11\..*learning_rate"):
+    with pytest.raises(window.TrainingDiverged, match=r"the loss is nan at step 11\..*learning_rate"):
         loop.train(tiny_config(), str(tmp_path))
     with checkpoint.Checkpointer(str(tmp_path)) as checkpoints:
         assert checkpoints.latest_step() == 8
@@ -211,8 +211,14 @@ def test_a_checkpoint_of_another_model_is_refused(finished):
         ({"batch_size": 128}, r"batch_size=128 must lie in 1..64"),
         ({"data.mean": (0.5,)}, "data.mean=.* has 1 entries, but the images of 'synthetic' have 3 channels"),
         ({"model.num_classes": 5}, "num_classes=5, but 'synthetic' has 10 classes"),
-        ({"keep_checkpoints": 0}, "keep_checkpoints=0 would keep none"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints=0 must be 1 or more"),
+        ({"keep_best": -1}, "keep_best=-1 0 or more"),
         ({"parallel": "ddp"}, "unknown parallel mode 'ddp'"),
+        ({"batch_norm_devices": 3}, "batch_norm_devices=3: groups of 3 devices do not divide 4: use one of 1, 2, 4"),
+        ({"accumulate_steps": 4}, r"accumulate_steps=4 does not divide the 2 images of each device \(.*batch_size=8"),
+        ({"data.max_unreadable": 1.0}, r"max_unreadable=1.0 is a share, in \[0, 1\)"),
+        ({"profile_steps": (5, 2)}, r"profile_steps=\(5, 2\) must be \(first, last\) steps"),
+        ({"data.fingerprint": "0123"}, "fingerprint='0123', but that of 'synthetic' is '[0-9a-f]{16}'"),
         ({"schedule.warmup_epochs": 2.0}, "warm-up of 16 steps does not fit a run of 16"),
         ({"model.name": "resnet5"}, "unknown model 'resnet5'"),
         ({"data.name": "mnits"}, "mnits"),
@@ -301,7 +307,9 @@ def test_unreadable_photographs_are_refused_by_name_or_counted(tmp_path, capsys)
     photographs = {"data.name": "folder", "data.path": str(tmp_path / "data")}
     with pytest.raises(Exception, match=r"broken.png.*on_error='skip'"):
         loop.train(tiny_config(**photographs), str(tmp_path / "refused"))
-    result = loop.train(tiny_config(**photographs, **{"data.on_error": "skip"}), str(tmp_path / "skipped"))
+    result = loop.train(
+        tiny_config(**photographs, **{"data.on_error": "skip", "data.max_unreadable": 0.2}), str(tmp_path / "skipped")
+    )
     assert result["count"] == 9
     records = report.read_metrics(str(tmp_path / "skipped"))
     assert sum(record.get("unreadable", 0) for record in records) == 2  # one in each of two epochs

@@ -1,7 +1,11 @@
 """A data set's name -> a `Dataset`: random access to encoded or plain images with their labels."""
 
 import dataclasses
+import hashlib
+import json
 from typing import Any, Protocol
+
+from resnet_jax.data.images import UnreadableImage
 
 TFDS_PREFIX = "tfds:"
 KNOWN = ("digits", "folder", "synthetic", TFDS_PREFIX + "NAME")
@@ -63,6 +67,29 @@ STOCK = {
 def facts(train: Dataset, test: Dataset) -> Facts:
     """The facts of a data set of which both splits are open."""
     return Facts(len(train), len(test), train.num_classes, train.channels)
+
+
+FINGERPRINTED = 16  # examples of each split
+
+
+def fingerprint(train: Dataset, test: Dataset) -> str:
+    """What tells two data sets apart: a hash of sizes, class names and some examples spread over both splits.
+
+    An unreadable example counts as such; its message, which may hold a path, does not.
+    """
+    digest = hashlib.sha256(json.dumps([len(train), len(test), *train.class_names]).encode())
+    for dataset in (train, test):
+        count = min(len(dataset), FINGERPRINTED)
+        for index in (len(dataset) * i // count for i in range(count)):
+            try:
+                example = dataset.source[index]
+            except UnreadableImage:
+                digest.update(b"unreadable")
+                continue
+            image = example["image"]
+            digest.update(str(example["label"]).encode())
+            digest.update(image if isinstance(image, bytes) else image.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def open_dataset(

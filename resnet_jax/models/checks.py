@@ -68,6 +68,9 @@ def _without_effect(model: Any) -> dict[str, bool]:
         "without shortcuts zero_init_residual and drop_path_rate leave nothing of a block": (
             model.shortcut == "none" and bool(model.zero_init_residual or model.drop_path_rate)
         ),
+        f"axis_index_groups={model.axis_index_groups} divide an axis: give its axis_name": (
+            model.axis_index_groups is not None and model.axis_name is None
+        ),
         f"drop_path_rate={model.drop_path_rate} grows from 0 in the first block, and there is no other": (
             bool(model.drop_path_rate) and sum(model.stage_sizes) == 1
         ),

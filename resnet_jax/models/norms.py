@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import flax.linen as nn
@@ -85,7 +85,14 @@ NORMS: dict[str, ModuleDef] = {
 }
 
 
-def bind_norm(norm: str | ModuleDef, *, train: bool, axis_name: str | None, **kwargs: Any) -> ModuleDef:
+def bind_norm(
+    norm: str | ModuleDef,
+    *,
+    train: bool,
+    axis_name: str | None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+    **kwargs: Any,
+) -> ModuleDef:
     """The norm layer of a whole net, its mode decided once: blocks then only name it.
 
     Args:
@@ -93,6 +100,7 @@ def bind_norm(norm: str | ModuleDef, *, train: bool, axis_name: str | None, **kw
         `partial(nn.GroupNorm, num_groups=8)`, ...).
       train: training mode; reaches only layers that have a `use_running_average`.
       axis_name: mapped axis over which batch statistics are averaged; refused by layers without statistics.
+      axis_index_groups: places on that axis that average among themselves; None averages over all.
       **kwargs: further arguments for the layer, such as `dtype` and `param_dtype`.
 
     Raises:
@@ -109,6 +117,8 @@ def bind_norm(norm: str | ModuleDef, *, train: bool, axis_name: str | None, **kw
     fixed = _fixed_mode(norm)
     if fixed is None and _has_statistics(norm):
         kwargs |= {"use_running_average": not train, "axis_name": axis_name}
+        if axis_index_groups is not None:  # a layer of the user's own need not know of groups
+            kwargs["axis_index_groups"] = axis_index_groups
     elif axis_name is not None:
         raise ValueError(
             f"axis_name={axis_name!r} synchronises batch statistics, but {norm} keeps none, or fixes its mode: leave "

@@ -109,6 +109,8 @@ class ResNet(nn.Module):
       act: "relu", "leaky_relu", "silu", "gelu", "tanh", or a function.
       axis_name: mapped axis over which batch norm averages its statistics under `pmap` and `shard_map`. With None
         they are per device there; under plain `jit` on a sharded batch XLA always takes the whole batch.
+      axis_index_groups: groups of places on `axis_name`, equally many in each, that average among themselves, as
+        ((0, 1), (2, 3)); None averages over all.
       remat: None; "block" keeps only what enters a block for the backward pass, "conv" the convolutions' outputs too;
         or a policy of `jax.checkpoint_policies`.
       dtype: dtype of the computation and of the logits; None promotes inputs and parameters.
@@ -146,6 +148,7 @@ class ResNet(nn.Module):
     freeze_norm: bool | Sequence[str] = False
     act: str | Callable[[Array], Array] = "relu"
     axis_name: str | None = None
+    axis_index_groups: Sequence[Sequence[int]] | None = None
     remat: str | Callable[..., Any] | None = None
     dtype: Any = None
     param_dtype: Any = jnp.float32
@@ -224,7 +227,9 @@ class ResNet(nn.Module):
         frozen = {True: parts, False: ()}[self.freeze_norm] if isinstance(self.freeze_norm, bool) else self.freeze_norm
         if not isinstance(frozen, Sequence) or isinstance(frozen, str) or set(frozen) - set(parts):
             raise ValueError(f"freeze_norm must be True, False or some of {parts}, got {frozen!r}.")
-        bind = functools.partial(bind_norm, self.norm, axis_name=self.axis_name, **dtypes)
+        bind = functools.partial(
+            bind_norm, self.norm, axis_name=self.axis_name, axis_index_groups=self.axis_index_groups, **dtypes
+        )
         return lambda part: freeze(bind(train=False)) if part in frozen else bind(train=train)
 
     def _stem(self) -> tuple[Stem, StemPool]:

@@ -5,7 +5,8 @@ WORKDIR/checkpoints/STEP/progress    the optimiser's state and the step count
 """
 
 import contextlib
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,12 +25,52 @@ class CheckpointMismatch(ValueError):
     """A checkpoint holds other variables than the model that is to take them."""
 
 
-class Checkpointer:
-    """The checkpoints of one run; a context manager. Saving is asynchronous, and atomic: a step exists whole or not."""
+class DamagedCheckpoint(RuntimeError):
+    """A checkpoint that is there cannot be read."""
 
-    def __init__(self, workdir: str, *, keep: int = 2) -> None:
+
+class CheckpointNotSaved(RuntimeError):
+    """A checkpoint could not be written; those before it are whole."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep(checkpoint_managers.PreservationPolicy):
+    """Orbax's form of: the `latest` newest, and of those with a score the `best` highest.
+
+    Attributes:
+      latest: how many of the newest.
+      best: how many of the best; of equals the older stays.
+      scores: step -> score; filled in by the owner as the run goes on. A step without one is none of the best.
+    """
+
+    latest: int
+    best: int
+    scores: Mapping[int, float]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = [info.step for info in checkpoints]
+        scored = [step for step in steps if step in self.scores]
+        best = sorted(scored, key=lambda step: (-self.scores[step], step))[: self.best]
+        return [step in steps[-self.latest :] or step in best for step in steps]
+
+
+class Checkpointer:
+    """The checkpoints of one run; a context manager. Saving is asynchronous, and atomic: a step exists whole or not.
+
+    Args:
+      workdir: of the run; any path that `etils.epath` takes. On several hosts, one that all of them see.
+      keep: which checkpoints stay.
+
+    Raises (on leaving, if a save in the background failed):
+      CheckpointNotSaved: as `save`.
+    """
+
+    def __init__(self, workdir: str, keep: Keep | None = None) -> None:
+        # What a killed save left is never taken for a checkpoint; here it is removed, too.
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.LatestN(keep), enable_async_checkpointing=True
+            preservation_policy=keep or checkpoint_managers.LatestN(None),
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=keep is not None,
         )
         handlers = {name: ocp.StandardCheckpointHandler() for name in ("variables", "progress")}
         self._manager = ocp.CheckpointManager(_absolute(workdir) / CHECKPOINTS, options=options, item_handlers=handlers)
@@ -37,30 +78,54 @@ class Checkpointer:
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(self, *unused: object) -> None:
-        self._manager.close()  # waits for the last save
+    def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+        with contextlib.suppress(CheckpointNotSaved) if kind else contextlib.nullcontext(), self._told():
+            self._manager.close()  # waits for the last save
 
     def latest_step(self) -> int | None:
         """Step of the newest whole checkpoint."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState) -> None:
-        """Copies the state to the host, then writes it in the background; donating it afterwards is safe."""
+        """Copies the state to the host, then writes it in the background; donating it afterwards is safe.
+
+        Raises:
+          CheckpointNotSaved: this one, or the one before it in the background, could not be written.
+        """
+        if step == self.latest_step():
+            return
         items = {
             "variables": ocp.args.StandardSave(state.variables),
             "progress": ocp.args.StandardSave(_progress(state)),
         }
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        with self._told():
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Whatever a store raises, in words: which checkpoint is the last whole one, and what to do."""
+        try:
+            yield
+        except Exception as error:
+            steps = sorted(ocp.utils.checkpoint_steps(self._manager.directory))
+            last = f"the last whole one is of step {steps[-1]}" if steps else "there is none before it"
+            raise CheckpointNotSaved(
+                f"a checkpoint in {self._manager.directory} could not be written; {last}. Make room or mend the "
+                f"storage, and give the same command again: it goes on from there. The cause: {error}"
+            ) from error
 
     def restore(self, state: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
         """The newest checkpoint, in the shape of `state` and placed by `sharding`, whatever devices wrote it.
 
         Raises:
           CheckpointMismatch: it belongs to another model.
+          DamagedCheckpoint: it is whole by its name, but cannot be read.
         """
         step = self._manager.latest_step()
-        found = _shapes(self._manager.item_metadata(step)["variables"])
-        check_same(found, _shapes(state.variables), f"checkpoint {self._manager.directory / str(step)}")
+        folder = self._manager.directory / str(step)
+        with _damage(folder):
+            found = _shapes(self._manager.item_metadata(step)["variables"])
+        check_same(found, _shapes(state.variables), f"checkpoint {folder}")
 
         def abstract(tree: Any) -> Any:
             return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
@@ -69,12 +134,24 @@ class Checkpointer:
             "variables": ocp.args.StandardRestore(abstract(state.variables)),
             "progress": ocp.args.StandardRestore(abstract(_progress(state))),
         }
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        with _damage(folder):
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         return state.replace(
             params=restored["variables"]["params"],
             batch_stats=restored["variables"].get("batch_stats", {}),
             **restored["progress"],
         )
+
+
+@contextlib.contextmanager
+def _damage(folder: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise DamagedCheckpoint(
+            f"checkpoint {folder} cannot be read: remove that folder to go on from the one before it. The cause: "
+            f"{error}"
+        ) from error
 
 
 def _progress(state: TrainState) -> dict[str, Any]:
@@ -92,7 +169,7 @@ def save_variables(path: str, variables: Mapping[str, Any]) -> None:
 
 
 def load_variables(path: str) -> dict[str, Any]:
-    """Variables as NumPy arrays, from an exported folder or from the newest checkpoint of a workdir.
+    """Variables as NumPy arrays, from an exported folder, a checkpoint, or the newest checkpoint of a workdir.
 
     Raises:
       FileNotFoundError: there is neither at `path`.
@@ -102,9 +179,13 @@ def load_variables(path: str) -> dict[str, Any]:
         steps = ocp.utils.checkpoint_steps(folder / CHECKPOINTS)
         if not steps:
             raise FileNotFoundError(f"{folder} is the workdir of a run that has not saved a checkpoint yet.")
-        folder = folder / CHECKPOINTS / str(max(steps)) / "variables"
+        folder = folder / CHECKPOINTS / str(max(steps))
+    if (folder / "variables").exists():
+        folder = folder / "variables"
     if not (folder / "_METADATA").exists():
-        raise FileNotFoundError(f"{path} is neither a workdir of train.py nor a folder of exported variables.")
+        raise FileNotFoundError(
+            f"{path} is neither a workdir of train.py, nor a checkpoint in one, nor exported variables."
+        )
     return load_tree(str(folder))
 
 

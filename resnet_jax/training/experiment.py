@@ -16,7 +16,7 @@ from resnet_jax.data import datasets, pipeline, transforms
 from resnet_jax.models import variants
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.training import checkpoint, optimizer
-from resnet_jax.training.parallel import AXIS, Parallel, check_divisible, parallelize
+from resnet_jax.training.parallel import AXIS, Parallel, check_divisible, device_groups, parallelize
 from resnet_jax.training.step import TrainState, create_train_state, eval_step, train_step
 from resnet_jax.weights import convert, formats
 
@@ -72,6 +72,13 @@ def build(config: ml_collections.ConfigDict) -> Run:
     """
     train_data, test_data = (_open(config, split) for split in ("train", "test"))
     experiment = design(config, datasets.facts(train_data, test_data))
+    found, wanted = datasets.fingerprint(train_data, test_data), experiment.config.data.fingerprint
+    if wanted not in ("", found):
+        raise ValueError(
+            f"config.data.fingerprint={wanted!r}, but that of {config.data.name!r} is {found!r}: its images, labels or "
+            "classes are others. Give the data that the config was written for, or leave the fingerprint empty."
+        )
+    experiment.config.data.fingerprint = found
     return Run(**vars(experiment), train_data=train_data, test_data=test_data)
 
 
@@ -85,7 +92,8 @@ def design(
     """
     config = ml_collections.ConfigDict(config.copy_and_resolve_references())
     config.model.num_classes = config.model.num_classes or facts.num_classes
-    _check(config, facts, len(devices) if devices is not None else jax.device_count())
+    num_devices = len(devices) if devices is not None else jax.device_count()
+    _check(config, facts, num_devices)
     steps_per_epoch = facts.num_train // config.batch_size
     num_steps = round(config.num_epochs * steps_per_epoch)
     schedule = optimizer.create_schedule(
@@ -101,7 +109,7 @@ def design(
         facts=facts,
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
-        model=_create_model(config),
+        model=_create_model(config, num_devices),
         schedule=schedule,
         tx=_create_optimizer(config, schedule),
         parallel=_parallelize(config, devices),
@@ -147,7 +155,13 @@ def _open(config: ml_collections.ConfigDict, split: str) -> datasets.Dataset:
 
 
 def _reading(data: ml_collections.ConfigDict) -> dict[str, Any]:
-    return {"num_threads": data.num_threads, "num_workers": data.num_workers, "on_error": data.on_error}
+    return {
+        "num_threads": data.num_threads,
+        "num_workers": data.num_workers,
+        "on_error": data.on_error,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+    }
 
 
 def _check(config: ml_collections.ConfigDict, facts: datasets.Facts, num_devices: int) -> None:
@@ -168,25 +182,51 @@ def _check(config: ml_collections.ConfigDict, facts: datasets.Facts, num_devices
             f"config.batch_size={config.batch_size} must lie in 1..{facts.num_train}, the size of the training split."
         )
     check_divisible(config.batch_size, num_devices)
-    if config.keep_checkpoints < 1:
-        raise ValueError(f"config.keep_checkpoints={config.keep_checkpoints} would keep none: give 1 or more.")
+    share = config.batch_size // num_devices
+    if config.accumulate_steps < 1 or share % config.accumulate_steps:
+        raise ValueError(
+            f"config.accumulate_steps={config.accumulate_steps} does not divide the {share} images of each device "
+            f"(config.batch_size={config.batch_size} over {num_devices}): give a divisor."
+        )
+    if config.keep_checkpoints < 1 or config.keep_best < 0:
+        raise ValueError(
+            f"config.keep_checkpoints={config.keep_checkpoints} must be 1 or more, and "
+            f"config.keep_best={config.keep_best} 0 or more."
+        )
+    if not 0 <= config.data.max_unreadable < 1:
+        raise ValueError(f"config.data.max_unreadable={config.data.max_unreadable} is a share, in [0, 1).")
+    first, last = config.profile_steps
+    if not 0 <= first <= last:
+        raise ValueError(f"config.profile_steps={tuple(config.profile_steps)} must be (first, last) steps, or (0, 0).")
 
 
 def _parallelize(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None) -> Parallel:
     numbers: dict[str, Any] = {"mean": tuple(config.data.mean), "std": tuple(config.data.std), "axis_name": AXIS}
     return parallelize(
-        functools.partial(train_step, label_smoothing=config.optimizer.label_smoothing, seed=config.seed, **numbers),
+        functools.partial(
+            train_step,
+            label_smoothing=config.optimizer.label_smoothing,
+            seed=config.seed,
+            accumulate=config.accumulate_steps,
+            **numbers,
+        ),
         functools.partial(eval_step, **numbers),
         mode=config.parallel,
         devices=devices,
     )
 
 
-def _create_model(config: ml_collections.ConfigDict) -> ResNet:
+def _create_model(config: ml_collections.ConfigDict, num_devices: int) -> ResNet:
+    group = config.batch_norm_devices or num_devices
+    try:
+        groups = device_groups(group, num_devices)
+    except ValueError as error:
+        raise ValueError(f"config.batch_norm_devices={config.batch_norm_devices}: {error}") from error
     return variants.create_model(
         config.model.name,
         num_classes=config.model.num_classes,
-        axis_name=AXIS if config.sync_batch_norm else None,
+        axis_name=AXIS if group > 1 else None,
+        axis_index_groups=groups if group > 1 else None,
         **{field: value for field, value in config.model.kwargs.items() if value is not None},
     )
 

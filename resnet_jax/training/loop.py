@@ -1,47 +1,72 @@
 """The order of things: build, restore, step, log, evaluate, save. Nothing here computes."""
 
 import contextlib
-import functools
 import logging
-import math
 import os
-import time
-from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import jax
 import ml_collections
+from etils import epath
 
-from resnet_jax.training import checkpoint, experiment, metrics, report, workdirs
+from resnet_jax import version
+from resnet_jax.training import checkpoint, experiment, hosts, metrics, report, workdirs
 from resnet_jax.training.step import TrainState
+from resnet_jax.training.trace import Trace
+from resnet_jax.training.window import Window, check_unreadable
 
 logger = logging.getLogger(__name__)
 
 
-class TrainingDiverged(RuntimeError):
-    """Loss or gradient is not finite."""
+class Preempted(RuntimeError):
+    """The run was told to make way; it has saved, and the same command goes on with it."""
 
 
-def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     """Trains, or goes on training, in `workdir`; returns the record of the last evaluation.
 
     A run that was killed and is started again ends with the same bits as one that was not: the checkpoint holds the
-    whole state, and batches are a function of the seed and the step alone.
+    whole state, and batches are a function of the seed and the step alone. On several hosts, each calls this with the
+    same config and a `workdir` that all of them see; the first alone writes for people.
 
     Raises:
       ValueError: the config contradicts itself, or `workdir` belongs to another run.
-      TrainingDiverged: loss or gradient is not finite; the last good checkpoint stays.
+      hosts.HostsDisagree: the hosts of the run have other configs, data or versions.
+      window.TrainingDiverged: loss or gradient is not finite; the last good checkpoint stays.
+      window.TooManyUnreadable: more images cannot be read than the config allows.
+      Preempted: SIGTERM came; the state is saved.
+      checkpoint.CheckpointNotSaved: the disk is full, or the like; the checkpoints before are whole.
     """
     use_compilation_cache(config.compilation_cache_dir)
     run = experiment.build(config)
-    workdirs.claim(workdir, run.config)
-    with checkpoint.Checkpointer(workdir, keep=run.config.keep_checkpoints) as checkpoints:
+    _check_hosts(run)
+    workdirs.claim(workdir, run.config, writes=hosts.is_first())
+    _check_shared(workdir)
+    scores: dict[int, float] = {}  # step -> test accuracy
+    keep = checkpoint.Keep(run.config.keep_checkpoints, run.config.keep_best, scores)
+    first_traced, last_traced = run.config.profile_steps
+    trace = Trace(first_traced, last_traced, str(epath.Path(workdir) / "profile"))
+    with checkpoint.Checkpointer(workdir, keep) as checkpoints:
         state = _restore_or_create(run, checkpoints)
         first_step = int(state.step)
-        with report.Reporter(workdir, first_step=first_step, num_steps=run.num_steps) as reporter:
-            _steps(run, state, checkpoints, reporter)
-    records = report.read_metrics(workdir)
-    report.plot_curves(records, os.path.join(workdir, report.CURVES))
-    return report.test_records(records)[-1]
+        # Records of later steps belong to a start that was killed before it saved: they will be made again.
+        before = [r for r in report.test_records(report.read_metrics(workdir)) if r["step"] <= first_step]
+        scores.update({record["step"]: record["accuracy"] for record in before})
+        if hosts.is_first():
+            workdirs.record_start(workdir, workdirs.describe_start(first_step=first_step))
+        reporter = report.Reporter(
+            workdir,
+            first_step=first_step,
+            num_steps=run.num_steps,
+            active=hosts.is_first(),
+            tensorboard=run.config.tensorboard,
+            saved_step=checkpoints.latest_step,
+        )
+        with reporter, trace, hosts.Preemption() as preemption:
+            last = _Steps(run, checkpoints, reporter, scores).make(state, trace, preemption)
+    if hosts.is_first():
+        report.leave_curves(workdir)
+    return last or before[-1]
 
 
 def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
@@ -55,6 +80,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float
     """
     use_compilation_cache(config.compilation_cache_dir)
     run = experiment.build(config)
+    _check_hosts(run)
     if not workdir:
         if not run.config.init_from:
             raise ValueError("nothing to evaluate: give --workdir of a run, or --config.init_from=WEIGHTS.")
@@ -73,74 +99,133 @@ def use_compilation_cache(folder: str) -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
 
 
+# Before the first step ----------------------------------------------------------------------------------
+
+
+def _check_hosts(run: experiment.Run) -> None:
+    """Hosts that disagree would train on other data, or wait for each other for ever."""
+    facts = {f"config.{key}": value for key, value in workdirs.shared_keys(run.config).items()}
+    versions = {"version of resnet_jax": version.__version__, "version of jax": jax.__version__}
+    hosts.agree(facts | versions, "Start all of them with the same command, data and environment.")
+
+
+def _check_shared(workdir: str) -> None:
+    """Each host must see what the first one writes."""
+    hosts.agree({}, "")  # waits for the first one to have written it
+    seen = (epath.Path(workdir) / workdirs.CONFIG).exists()
+    hosts.agree(
+        {f"{workdir} holds the config that the first wrote": seen},
+        "--workdir must be on storage that every host sees: a network disk, or a bucket.",
+    )
+
+
+def _restore_or_create(run: experiment.Run, checkpoints: checkpoint.Checkpointer) -> TrainState:
+    step = checkpoints.latest_step()
+    hosts.agree({"newest checkpoint": step}, "Start all of them again, once all see the same --workdir.")
+    if step is None:
+        return run.create_state()
+    state = checkpoints.restore(run.abstract_state(), run.parallel.state_sharding)
+    logger.info("restored the checkpoint of step %d", int(state.step))
+    return state
+
+
 # Steps --------------------------------------------------------------------------------------------------
 
 
-def _steps(
-    run: experiment.Run, state: TrainState, checkpoints: checkpoint.Checkpointer, reporter: report.Reporter
-) -> None:
-    """All steps that are left."""
-    config, step = run.config, int(state.step)
-    window, waiting = _Window(), None
-    is_due = functools.partial(_is_due, run)
-    with contextlib.closing(experiment.train_batches(run, step)) as batches:
+class _Steps:
+    """All steps that are left of a run, and what is due after each."""
+
+    def __init__(
+        self,
+        run: experiment.Run,
+        checkpoints: checkpoint.Checkpointer,
+        reporter: report.Reporter,
+        scores: dict[int, float],
+    ) -> None:
+        self._run, self._checkpoints, self._reporter = run, checkpoints, reporter
+        self._scores = scores  # step -> test accuracy, of this start and those before it
+        self._window = Window(run.config.batch_size, run.facts.num_train, run.config.data.max_unreadable)
+
+    def make(self, state: TrainState, trace: Trace, preemption: hosts.Preemption) -> dict[str, Any] | None:
+        """Makes them; returns the record of the last evaluation, if there was one."""
+        run, step, waiting = self._run, int(state.step), None
+        # A start that was killed or told to stop may have saved a step and not yet evaluated it.
+        last = self._evaluate(step, state) if step and self._evaluates(step) and step not in self._scores else None
         if step < run.num_steps:
-            reporter.say(f"step {step}: compiling the training step; this can take minutes, a later start is quicker")
-        while step < run.num_steps:
-            state, sums = run.parallel.train_step(state, run.parallel.shard(next(batches)))
-            if run.parallel.blocking:
-                jax.block_until_ready(sums)
-            # Numbers are read one step late, so that the devices always have the next step to work on ...
-            if waiting is not None:
-                window.add(step, waiting)
-            step, waiting = step + 1, sums
-            evaluate_now = is_due(step, config.eval_every_epochs * run.steps_per_epoch)
-            save_now = is_due(step, _checkpoint_interval(run))
-            # ... but before anything is written they are all in: a state that is not finite is never saved, and the
-            # windows of a resumed run are those of an uninterrupted one.
-            if evaluate_now or save_now or is_due(step, config.log_every_steps):
-                window.add(step, waiting)
-                waiting = None
-                reporter.train(step, _numbers(run, step, window))
-            if evaluate_now:
-                reporter.test(step, {"epoch": step / run.steps_per_epoch, **_evaluate(run, state)})
-            if save_now:
-                checkpoints.save(step, state)
-            if waiting is None:
-                window = _Window()
+            self._reporter.say(
+                f"step {step}: compiling the training step; this can take minutes, a later start is quicker"
+            )
+        self._window.restart()
+        with contextlib.closing(experiment.train_batches(run, step)) as batches:
+            while step < run.num_steps:
+                with trace.step(step + 1):
+                    state, sums = run.parallel.train_step(state, run.parallel.shard(next(batches)))
+                if run.parallel.blocking:
+                    jax.block_until_ready(sums)
+                # Numbers are read one step late, so that the devices always have the next step to work on ...
+                if waiting is not None:
+                    self._window.add(step, waiting)
+                step, waiting = step + 1, sums
+                preempted = preemption.reached(step)
+                # ... but before anything is written they are all in: a state that is not finite is never saved, and
+                # the windows of a resumed run are those of an uninterrupted one.
+                if preempted or self._reports(step):
+                    self._window.add(step, waiting)
+                    waiting = None
+                    self._report(step)
+                    if preempted:
+                        self._make_way(step, state)
+                    last = self._evaluate_and_save(step, state) or last
+                    self._window.restart()
+        return last
 
+    # What is due after a step:
 
-class _Window:
-    """Sums since the last report, and how long they took."""
+    def _evaluates(self, step: int) -> bool:
+        return self._every(step, self._run.config.eval_every_epochs * self._run.steps_per_epoch)
 
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.start = time.monotonic()
+    def _saves(self, step: int) -> bool:
+        config = self._run.config
+        return self._every(
+            step, config.checkpoint_every_steps or config.checkpoint_every_epochs * self._run.steps_per_epoch
+        )
 
-    def add(self, step: int, sums: Mapping[str, jax.Array]) -> None:
-        values = {name: float(value) for name, value in sums.items()}
-        for name, what in (("loss", "loss"), ("grad_norm", "norm of the gradient")):
-            if not math.isfinite(values[name]):
-                raise TrainingDiverged(
-                    f"the {what} is {values[name]} at step {step}. No state since the last checkpoint was kept. Start "
-                    "again in a new --workdir with a lower --config.optimizer.learning_rate or a longer "
-                    "--config.schedule.warmup_epochs; --config.init_from=OLD_WORKDIR goes on from its weights."
-                )
-        self.sums = metrics.merge(self.sums, values)
+    def _reports(self, step: int) -> bool:
+        return self._evaluates(step) or self._saves(step) or self._every(step, self._run.config.log_every_steps)
 
+    def _every(self, step: int, interval: float) -> bool:
+        return step == self._run.num_steps or (interval > 0 and step % max(round(interval), 1) == 0)
 
-def _numbers(run: experiment.Run, step: int, window: _Window) -> dict[str, float]:
-    seconds = max(time.monotonic() - window.start, 1e-9)
-    steps = window.sums["steps"]
-    unreadable = round(steps * run.config.batch_size - window.sums["count"])
-    return {
-        "epoch": step / run.steps_per_epoch,
-        **metrics.compute(window.sums),
-        "learning_rate": float(run.schedule(step - 1)),
-        "images_per_second": window.sums["count"] / seconds,
-        "seconds_left": (run.num_steps - step) * seconds / steps,
-        **({"unreadable": unreadable} if unreadable else {}),
-    }
+    # Doing it:
+
+    def _report(self, step: int) -> None:
+        numbers, run = self._window.close(), self._run
+        position = {"epoch": step / run.steps_per_epoch, "learning_rate": float(run.schedule(step - 1))}
+        left = (run.num_steps - step) * numbers.pop("seconds_per_step")
+        self._reporter.train(step, position | numbers | {"seconds_left": left})
+
+    def _evaluate(self, step: int, state: TrainState) -> dict[str, Any]:
+        numbers = {"epoch": step / self._run.steps_per_epoch, **_evaluate(self._run, state)}
+        self._reporter.test(step, numbers)
+        self._scores[step] = numbers["accuracy"]
+        return {"step": step, "split": "test", **numbers}
+
+    def _evaluate_and_save(self, step: int, state: TrainState) -> dict[str, Any] | None:
+        best_before = max(self._scores.values(), default=-1)
+        record = self._evaluate(step, state) if self._evaluates(step) else None
+        is_best = record is not None and record["accuracy"] > best_before
+        if self._saves(step) or (is_best and self._run.config.keep_best):
+            self._save(step, state)
+        return record
+
+    def _save(self, step: int, state: TrainState) -> None:
+        self._reporter.flush()  # a checkpoint never stands without the numbers of the steps before it
+        self._checkpoints.save(step, state)
+
+    def _make_way(self, step: int, state: TrainState) -> NoReturn:
+        """Saves; what else is due after this step is done on the next start."""
+        self._save(step, state)
+        raise Preempted(f"told to stop (SIGTERM): saved step {step} of {self._run.num_steps}; start again to go on.")
 
 
 def _evaluate(run: experiment.Run, state: TrainState) -> dict[str, float]:
@@ -152,20 +237,5 @@ def _evaluate(run: experiment.Run, state: TrainState) -> dict[str, float]:
     unreadable = len(run.test_data) - int(sums["count"])
     if unreadable:
         logger.warning("%d of the %d test images could not be read and are not counted", unreadable, len(run.test_data))
+    check_unreadable(unreadable, len(run.test_data), run.config.data.max_unreadable)
     return {**metrics.compute(sums), "correct": sums["correct"], "count": sums["count"]}
-
-
-def _is_due(run: experiment.Run, step: int, every: float) -> bool:
-    return step == run.num_steps or (every > 0 and step % max(round(every), 1) == 0)
-
-
-def _checkpoint_interval(run: experiment.Run) -> float:
-    return run.config.checkpoint_every_steps or run.config.checkpoint_every_epochs * run.steps_per_epoch
-
-
-def _restore_or_create(run: experiment.Run, checkpoints: checkpoint.Checkpointer) -> TrainState:
-    if checkpoints.latest_step() is None:
-        return run.create_state()
-    state = checkpoints.restore(run.abstract_state(), run.parallel.state_sharding)
-    logger.info("restored the checkpoint of step %d", int(state.step))
-    return state

@@ -22,7 +22,7 @@ class Parallel:
       eval_step: `(state, batch) -> metrics`.
       state_sharding: where the state lives, for initialising and restoring: whole, on every device. It never has a
         device axis, so both modes, and any number of devices, read and write the same checkpoints.
-      shard: NumPy batch `[batch, ...]` to the arrays that the two steps take.
+      shard: this host's NumPy batch `[batch / hosts, ...]` to the arrays that the two steps take.
       blocking: wait for each step before dispatching the next. Virtual CPU devices share one pool of threads, in
         which two steps at a time can each hold what the other's collectives wait for.
     """
@@ -38,17 +38,33 @@ def parallelize(
     train_step: Callable[..., Any],
     eval_step: Callable[..., Any],
     *,
-    mode: str = "pmap",
+    mode: str = "auto",
     devices: Sequence[jax.Device] | None = None,
 ) -> Parallel:
-    """Wraps two pure steps, written for `axis_name=AXIS`, for `devices` (by default, all).
+    """Wraps two pure steps, written for `axis_name=AXIS`, for `devices` (by default, all those of all hosts).
+
+    Args:
+      train_step: `(state, batch) -> (state, metrics)`.
+      eval_step: `(state, batch) -> metrics`.
+      mode: "pmap", "jit" (over `shard_map`), or "auto": "pmap" on one host, "jit" on several.
+      devices: they need not be attached to this machine, if the steps are only to be compiled.
 
     Raises:
-      ValueError: an unknown mode.
+      ValueError: an unknown mode, or "pmap" on several hosts.
     """
+    # Host by host, whatever numbers the runtime gave them: the rows of a host are one piece of the global batch.
+    devices = sorted(
+        jax.devices() if devices is None else devices, key=lambda device: (device.process_index, device.id)
+    )
+    hosts = len({device.process_index for device in devices})
+    mode = ("pmap" if hosts == 1 else "jit") if mode == "auto" else mode
     if mode not in _WRAPPERS:
-        raise ValueError(f"unknown parallel mode {mode!r}: give one of {sorted(_WRAPPERS)}.")
-    devices = list(devices if devices is not None else jax.devices())
+        raise ValueError(f"unknown parallel mode {mode!r}: give 'auto' or one of {sorted(_WRAPPERS)}.")
+    if mode == "pmap" and hosts > 1:
+        raise ValueError(
+            f"config.parallel='pmap' leaves each of {hosts} hosts with a state of its own, which no checkpoint takes: "
+            "use 'jit', which gives the same numbers."
+        )
     # A plain Mesh has Auto axes; make_mesh would give Explicit ones, which this step is not written for.
     mesh = Mesh(np.array(devices), (AXIS,))
     wrap = _WRAPPERS[mode]
@@ -56,7 +72,7 @@ def parallelize(
         train_step=wrap(train_step, mesh, donate=True),
         eval_step=wrap(eval_step, mesh, donate=False),
         state_sharding=NamedSharding(mesh, P()),
-        shard=functools.partial(_shard, mesh=mesh, stacked=mode == "pmap"),
+        shard=functools.partial(_shard, mesh=mesh, stacked=mode == "pmap", hosts=hosts),
         blocking=len(devices) > 1 and devices[0].platform == "cpu",
     )
 
@@ -83,13 +99,32 @@ def _jit(step: Callable[..., Any], mesh: Mesh, *, donate: bool) -> Callable[...,
 _WRAPPERS = {"pmap": _pmap, "jit": _jit}
 
 
-def _shard(batch: dict[str, np.ndarray], *, mesh: Mesh, stacked: bool) -> dict[str, jax.Array]:
-    n = mesh.devices.size
+def _shard(batch: dict[str, np.ndarray], *, mesh: Mesh, stacked: bool, hosts: int) -> dict[str, jax.Array]:
+    n = mesh.devices.size // hosts
     size = len(next(iter(batch.values())))
     check_divisible(size, n)
+    sharding = NamedSharding(mesh, P(AXIS))
+    if hosts > 1:
+        return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
     if stacked:  # pmap takes [devices, batch / devices, ...]
         batch = {key: value.reshape(n, size // n, *value.shape[1:]) for key, value in batch.items()}
-    return jax.device_put(batch, NamedSharding(mesh, P(AXIS)))
+    return jax.device_put(batch, sharding)
+
+
+def device_groups(size: int, num_devices: int) -> tuple[tuple[int, ...], ...] | None:
+    """Neighbours on `AXIS` in groups of `size`, as `axis_index_groups`; None if they are all one group.
+
+    Raises:
+      ValueError: the groups do not divide the devices; the message names sizes that do.
+    """
+    if not 0 < size <= num_devices or num_devices % size:
+        fitting = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
+        raise ValueError(
+            f"groups of {size} devices do not divide {num_devices}: use one of {', '.join(map(str, fitting))}."
+        )
+    if size == num_devices:
+        return None
+    return tuple(tuple(range(first, first + size)) for first in range(0, num_devices, size))
 
 
 def check_divisible(batch_size: int, num_devices: int) -> None:

@@ -1,6 +1,7 @@
 """One training step and one evaluation step: pure functions, wrapped for devices in `parallel.py`."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -56,9 +57,15 @@ def train_step(
     std: Sequence[float],
     label_smoothing: float = 0.0,
     seed: int = 0,
+    accumulate: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One step of gradient descent on the mean loss of the batch.
+
+    With `accumulate` > 1 the batch is worked through in so many parts, one after the other, in the memory of one, and
+    the gradient is that of the mean loss of all. Batch norm sees the parts: each is normalised with its own statistics,
+    and the running ones move once for each part, as in a PyTorch loop that calls `backward` so many times for each
+    `optimizer.step()`. Part j has the rows j, j + accumulate, ..., which are the same rows on any number of devices.
 
     Args:
       state: the state; its own `step` counts the steps made.
@@ -69,13 +76,13 @@ def train_step(
       label_smoothing: probability taken from the true class.
       seed: of dropout, stochastic depth and DropBlock. Their draws depend on it, the step and the device alone, so a
         resumed run makes those that it would have made.
+      accumulate: parts of the batch; it must divide each device's share.
       axis_name: mapped axis over which the batch is split, or None for a step that sees it whole.
 
     Returns:
       The new state and the metrics of the whole batch: `loss`, `correct`, `count` (sums over examples), `grad_norm`
       and `steps` (to be summed over steps).
     """
-    images = normalize(batch["image"], mean, std, _param_dtype(state))
     # The global count is taken before the gradient and not inside it: each device then differentiates its share
     # of one global mean, and the sum over devices is the gradient, whatever the number of devices.
     count = jnp.maximum(_psum(jnp.sum(batch["mask"]), axis_name), 1)
@@ -83,21 +90,45 @@ def train_step(
     if axis_name is not None:
         rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
 
-    def loss_fn(params: Any) -> tuple[Array, tuple[Any, dict[str, Array]]]:
-        variables = state.variables | {"params": params}
+    def loss_fn(params: Any, batch_stats: Any, part: Batch, rng: Array) -> tuple[Array, tuple[Any, dict[str, Array]]]:
+        variables = state.replace(params=params, batch_stats=batch_stats).variables
+        images = normalize(part["image"], mean, std, _param_dtype(state))
         logits, updates = state.apply_fn(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": rng})
-        losses = cross_entropy(logits, batch["label"], label_smoothing)
-        return jnp.sum(losses * batch["mask"]) / count, (
-            updates.get("batch_stats", state.batch_stats),
-            metrics.measure(logits, batch["label"], losses, batch["mask"]),
+        losses = cross_entropy(logits, part["label"], label_smoothing)
+        return jnp.sum(losses * part["mask"]) / count, (
+            updates.get("batch_stats", batch_stats),
+            metrics.measure(logits, part["label"], losses, part["mask"]),
         )
 
-    grads, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(state.params)
+    gradient = jax.grad(loss_fn, has_aux=True)
+    if accumulate == 1:
+        grads, (batch_stats, sums) = gradient(state.params, state.batch_stats, batch, rng)
+    else:
+        grads, batch_stats, sums = _accumulate(functools.partial(gradient, state.params), state, batch, rng, accumulate)
     grads, sums = _psum((grads, sums), axis_name)
     if axis_name is not None:  # per-device statistics: keep their mean, so that the state stays one and the same
         batch_stats = jax.lax.pmean(batch_stats, axis_name)
     sums |= {"grad_norm": optax.tree.norm(grads), "steps": jnp.ones(())}
     return state.apply_gradients(grads=grads, batch_stats=batch_stats), sums
+
+
+def _accumulate(
+    gradient: Callable[..., Any], state: TrainState, batch: Batch, rng: Array, parts: int
+) -> tuple[Any, Any, dict[str, Array]]:
+    """Sums of gradients and metrics over the parts of a batch, and the batch statistics after the last."""
+    split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+    keys = jax.random.split(rng, parts)
+    first = jax.tree.map(lambda x: x[0], (split, keys))
+    grads, (_, sums) = jax.eval_shape(gradient, state.batch_stats, *first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, sums))
+
+    def add_part(carry: tuple[Any, Any], part: tuple[Batch, Array]) -> tuple[tuple[Any, Any], None]:
+        batch_stats, totals = carry
+        grads, (batch_stats, sums) = gradient(batch_stats, *part)
+        return (batch_stats, jax.tree.map(jnp.add, totals, (grads, sums))), None
+
+    (batch_stats, (grads, sums)), _ = jax.lax.scan(add_part, (state.batch_stats, zeros), (split, keys))
+    return grads, batch_stats, sums
 
 
 def eval_step(

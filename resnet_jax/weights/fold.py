@@ -81,7 +81,9 @@ def fold_batch_norm(model: ResNet, variables: Mapping[str, Any]) -> tuple[ResNet
         factor = scale.astype(np.float64) / np.sqrt(var.astype(np.float64) + epsilon)
         leaves[*conv, "kernel"] = (kernel.astype(np.float64) * factor).astype(kernel.dtype)
         leaves[*norm, "bias"] = (bias.astype(np.float64) - mean.astype(np.float64) * factor).astype(bias.dtype)
-    folded = model.clone(norm=Shift, axis_name=None, freeze_norm=False, zero_init_residual=False)
+    folded = model.clone(
+        norm=Shift, axis_name=None, axis_index_groups=None, freeze_norm=False, zero_init_residual=False
+    )
     return folded, {"params": unflatten_dict(leaves)}
 
 

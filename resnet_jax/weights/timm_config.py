@@ -30,7 +30,7 @@ FIELDS = {
 }
 # Of a run and not of a network: not written.
 OF_A_RUN = {
-    *("axis_name", "remat", "dtype", "precision", "train", "freeze_norm", "name", "parent"),
+    *("axis_name", "axis_index_groups", "remat", "dtype", "precision", "train", "freeze_norm", "name", "parent"),
     *("drop_rate", "drop_path_rate", "drop_block_rate"),
 }
 # Fields that change no output in evaluation, so that timm's network of the name is still the same function.
