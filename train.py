@@ -11,6 +11,7 @@ import traceback
 
 from absl import app, flags
 from absl import logging as absl_logging
+from etils import epath
 from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment; any key can be set: --config.batch_size=64.")
@@ -39,8 +40,8 @@ def main(argv: list[str]) -> None:
         return
     result = loop.train(CONFIG.value, workdir)
     print(report.accuracy_line(result))
-    print(f"curves      {os.path.join(workdir, report.CURVES)}")
-    print(f"checkpoint  {os.path.join(workdir, 'checkpoints', str(result['step']))}")
+    print(f"curves      {epath.Path(workdir) / report.CURVES}")
+    print(f"checkpoint  {epath.Path(workdir) / 'checkpoints' / str(result['step'])}")
 
 
 def run(argv: list[str]) -> None:

@@ -13,7 +13,7 @@ import json
 import re
 import socketserver
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from urllib.parse import parse_qs, quote, unquote
 
 PATH = re.compile(
@@ -33,11 +33,13 @@ class Store:
       objects: {(bucket, name): (content, generation)}.
       requests: (method, path and query) of each request.
       full: refuses every upload, as a bucket does whose quota is used up.
+      watch: called with ("PUT" or "DELETE", name) before an object changes; what it raises hangs up on the client.
       page: objects in one answer to a listing; more come with a page token.
     """
 
     def __init__(self, *buckets: str, page: int = 1000) -> None:
         self.buckets, self.page, self.full = set(buckets), page, False
+        self.watch: Callable[[str, str], None] = lambda what, name: None
         self.objects: dict[tuple[str, str], tuple[bytes, int]] = {}
         self.uploads: dict[str, dict[str, object]] = {}
         self.requests: list[tuple[str, str]] = []
@@ -127,6 +129,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.list(bucket)
         elif self.command == "DELETE":
             self.current(bucket, name)
+            self.store.watch("DELETE", name)
             del self.store.objects[bucket, name]
             self.reply(204)
         elif door == "/download" or self.query.get("alt") == "media":
@@ -207,6 +210,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def put(self, bucket: str, name: str, content: bytes) -> int:
         if self.store.full:
             raise Refused(403, "the quota of this bucket is used up")
+        self.store.watch("PUT", name)
         wanted = self.query.get("ifGenerationMatch")
         _, there = self.store.objects.get((bucket, name), (b"", 0))
         if wanted is not None and int(wanted) != there:

@@ -44,6 +44,10 @@ class Checkpointer:
         """Step of the newest whole checkpoint."""
         return self._manager.latest_step()
 
+    def saved_step(self) -> int | None:
+        """Step of the newest checkpoint that is whole by now, asked of the disk: one being saved does not count."""
+        return max(ocp.utils.checkpoint_steps(self._manager.directory), default=None)
+
     def save(self, step: int, state: TrainState) -> None:
         """Copies the state to the host, then writes it in the background; donating it afterwards is safe."""
         items = {

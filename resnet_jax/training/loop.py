@@ -37,11 +37,17 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     with checkpoint.Checkpointer(workdir, keep=run.config.keep_checkpoints) as checkpoints:
         state = _restore_or_create(run, checkpoints)
         first_step = int(state.step)
-        with report.Reporter(workdir, first_step=first_step, num_steps=run.num_steps) as reporter:
+        workdirs.record_start(workdir, workdirs.describe_start(first_step=first_step))
+        with report.Reporter(
+            workdir,
+            first_step=first_step,
+            num_steps=run.num_steps,
+            tensorboard=run.config.get("tensorboard", False),
+            saved_step=checkpoints.saved_step,
+        ) as reporter:
             _steps(run, state, checkpoints, reporter)
-    records = report.read_metrics(workdir)
-    report.plot_curves(records, os.path.join(workdir, report.CURVES))
-    return report.test_records(records)[-1]
+    report.leave_curves(workdir)
+    return report.test_records(report.read_metrics(workdir))[-1]
 
 
 def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
@@ -105,6 +111,7 @@ def _steps(
             if evaluate_now:
                 reporter.test(step, {"epoch": step / run.steps_per_epoch, **_evaluate(run, state)})
             if save_now:
+                reporter.flush()  # what a checkpoint takes for made is never lost by a kill
                 checkpoints.save(step, state)
             if waiting is None:
                 window = _Window()

@@ -118,7 +118,10 @@ class Reporter:
                 raise self._with_step(error) from error
 
     def _with_step(self, error: storage.NotWritten) -> storage.NotWritten:
-        step = self._saved_step() if self._saved_step else None
+        try:
+            step = self._saved_step() if self._saved_step else None
+        except Exception:  # what is gone for writing may be gone for reading
+            step = None
         return storage.NotWritten(f"{error} That is step {step}." if step is not None else str(error))
 
 
