@@ -86,6 +86,10 @@ class Checkpointer:
         """Step of the newest whole checkpoint."""
         return self._manager.latest_step()
 
+    def saved_step(self) -> int | None:
+        """Step of the newest checkpoint that is whole by now, asked of the disk: one being saved does not count."""
+        return max(ocp.utils.checkpoint_steps(self._manager.directory), default=None)
+
     def save(self, step: int, state: TrainState) -> None:
         """Copies the state to the host, then writes it in the background; donating it afterwards is safe.
 
@@ -107,8 +111,8 @@ class Checkpointer:
         try:
             yield
         except Exception as error:
-            steps = sorted(ocp.utils.checkpoint_steps(self._manager.directory))
-            last = f"the last whole one is of step {steps[-1]}" if steps else "there is none before it"
+            step = self.saved_step()
+            last = "there is none before it" if step is None else f"the last whole one is of step {step}"
             raise CheckpointNotSaved(
                 f"a checkpoint in {self._manager.directory} could not be written; {last}. Make room or mend the "
                 f"storage, and give the same command again: it goes on from there. The cause: {error}"

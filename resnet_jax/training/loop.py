@@ -60,7 +60,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
             num_steps=run.num_steps,
             active=hosts.is_first(),
             tensorboard=run.config.tensorboard,
-            saved_step=checkpoints.latest_step,
+            saved_step=checkpoints.saved_step,
         )
         with reporter, trace, hosts.Preemption() as preemption:
             last = _Steps(run, checkpoints, reporter, scores).make(state, trace, preemption)

@@ -1,50 +1,78 @@
-"""What a run leaves for people: numbers in metrics.jsonl, lines or a bar on the terminal, curves in curves.png."""
+"""What a run tells people while it runs: records in metrics.jsonl and TensorBoard, lines or a bar on the terminal."""
 
 import datetime
-import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
-from etils import epath
+from resnet_jax.training import scalars, storage
+from resnet_jax.training.plots import CURVES as CURVES
+from resnet_jax.training.plots import leave_curves as leave_curves
+from resnet_jax.training.plots import plot_curves as plot_curves
+from resnet_jax.training.records import METRICS as METRICS
+from resnet_jax.training.records import Records
+from resnet_jax.training.records import read_metrics as read_metrics
+from resnet_jax.training.records import test_records as test_records
 
 logger = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
-CURVES = "curves.png"
-
 
 class Reporter:
-    """Writes the records of a run; a context manager. Each line of metrics.jsonl is flushed as it is written.
+    """Writes the records of a run, and says them; a context manager.
 
     Args:
       workdir: where metrics.jsonl lies. Records of steps after `first_step` are dropped: they belong to a run that
         was killed after its last checkpoint, and are about to be made again.
       first_step: steps already made.
       num_steps: steps in all.
+      active: False on every process but the first: nothing is then read, written or said.
+      tensorboard: writes TensorBoard's files as well, where tensorboardX is installed.
+      saved_step: asked for the step of the newest whole checkpoint, to name it when a record cannot be written.
+
+    Raises:
+      NotWritten: from any method: disk full, no permission, bucket gone.
     """
 
-    def __init__(self, workdir: str, *, first_step: int, num_steps: int) -> None:
-        self._num_steps = num_steps
-        self._path = epath.Path(workdir) / METRICS
-        kept = [record for record in read_metrics(workdir) if record["step"] <= first_step]
-        rewritten = self._path.with_name(METRICS + ".tmp")  # renamed when whole: a kill here loses no record
-        rewritten.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        rewritten.replace(self._path)
-        self._file = self._path.open("a")
+    def __init__(
+        self,
+        workdir: str,
+        *,
+        first_step: int,
+        num_steps: int,
+        active: bool = True,
+        tensorboard: bool = False,
+        saved_step: Callable[[], int | None] | None = None,
+    ) -> None:
+        self._active, self._num_steps, self._saved_step = active, num_steps, saved_step
+        self._sinks: list[Records | scalars.Scalars] = []
+        self._bar = None
+        if not active:
+            return
+        self._sinks.append(Records(workdir, first_step=first_step))
+        if tensorboard and (sink := scalars.open_if_installed(workdir, first_step=first_step)):
+            self._sinks.append(sink)
         self._bar = _progress_bar(first_step, num_steps)
 
     def __enter__(self) -> "Reporter":
         return self
 
-    def __exit__(self, *unused: object) -> None:
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
         if self._bar is not None:
             self._bar.close()
+        for sink in self._sinks:
+            try:
+                sink.close()
+            except storage.NotWritten as error:
+                if kind is None:
+                    raise self._with_step(error) from error
+                if not issubclass(kind, storage.NotWritten):  # else it is what ends the run, and told already
+                    logger.warning("%s", error)
 
     def train(self, step: int, numbers: dict[str, float]) -> None:
         """A window of training steps that ends with `step`."""
+        if not self._active:
+            return
         self._write({"step": step, "split": "train", **numbers})
         percent, rate = 100 * numbers["accuracy"], numbers["images_per_second"]
         if self._bar is not None:
@@ -59,6 +87,8 @@ class Reporter:
 
     def test(self, step: int, numbers: dict[str, float]) -> None:
         """An evaluation after `step` steps."""
+        if not self._active:
+            return
         self._write({"step": step, "split": "test", **numbers})
         self.say(f"step {step}  {accuracy_line(numbers)}  loss {numbers['loss']:.4f}")
 
@@ -66,51 +96,38 @@ class Reporter:
         """A line for people, above the bar or in the log."""
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)
-        else:
+        elif self._active:
             logger.info("%s", line)
 
+    def flush(self) -> None:
+        """Returns when every record would survive a kill: to be called before a checkpoint of their step is saved.
+
+        On a disk they do at once. In a bucket they gather for up to `storage.SECONDS`.
+        """
+        for sink in self._sinks:
+            try:
+                sink.flush()
+            except storage.NotWritten as error:
+                raise self._with_step(error) from error
+
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        for sink in self._sinks:
+            try:
+                sink.append(record)
+            except storage.NotWritten as error:
+                raise self._with_step(error) from error
+
+    def _with_step(self, error: storage.NotWritten) -> storage.NotWritten:
+        try:
+            step = self._saved_step() if self._saved_step else None
+        except Exception:  # what is gone for writing may be gone for reading
+            step = None
+        return storage.NotWritten(f"{error} That is step {step}." if step is not None else str(error))
 
 
 def accuracy_line(numbers: dict[str, float]) -> str:
     """'test accuracy 98.61 % (355/360)'."""
     return f"test accuracy {100 * numbers['accuracy']:.2f} % ({numbers['correct']:.0f}/{numbers['count']:.0f})"
-
-
-def read_metrics(workdir: str) -> list[dict[str, Any]]:
-    """The records of a run, oldest first; a last line cut off by a crash is left out."""
-    path = epath.Path(workdir) / METRICS
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
-
-
-def test_records(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of the evaluations."""
-    return [record for record in records if record["split"] == "test"]
-
-
-def plot_curves(records: Sequence[dict[str, Any]], path: str) -> None:
-    """Draws loss, error and learning rate against the epoch as a PNG; training thin, test bold."""
-    from matplotlib.figure import Figure  # half a second, and needed once
-
-    train = [record for record in records if record["split"] == "train"]
-    test = test_records(records)
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    loss, error, rate = figure.subplots(1, 3)
-    for split, rows, style in (("training", train, {"lw": 1, "alpha": 0.7}), ("test", test, {"lw": 2.2})):
-        epochs = [row["epoch"] for row in rows]
-        loss.semilogy(epochs, [row["loss"] for row in rows], label=split, **style)
-        error.plot(epochs, [100 * (1 - row["accuracy"]) for row in rows], label=split, **style)
-    rate.plot([row["epoch"] for row in train], [row["learning_rate"] for row in train], color="tab:gray")
-    error.set_ylim(bottom=0)
-    for axes, title in ((loss, "loss"), (error, "error (%)"), (rate, "learning rate")):
-        axes.set(title=title, xlabel="epoch")
-        axes.grid(alpha=0.3)
-    loss.legend()
-    with epath.Path(path).open("wb") as file:
-        figure.savefig(file, format="png", dpi=120)
 
 
 def _progress_bar(first_step: int, num_steps: int) -> Any:
