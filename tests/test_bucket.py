@@ -1,7 +1,5 @@
 """The whole life of a run in a bucket, through the real clients of Google Cloud Storage, against a server of ours."""
 
-import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -11,9 +9,7 @@ import threading
 import pytest
 
 import fake_gcs
-from resnet_jax.training import loop, report
 from test_house import ROOT
-from test_loop import TINY, tiny_config
 
 pytest.importorskip("gcsfs")
 pytestmark = pytest.mark.slow

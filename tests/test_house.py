@@ -35,7 +35,13 @@ ALLOWED = {
     },
     "resnet_jax.training.workdirs": {"resnet_jax.training.storage", "resnet_jax.version"},
     "resnet_jax.training.checkpoint": {"resnet_jax.training.step"},
-    "resnet_jax.training": {"resnet_jax.training", "resnet_jax.data", "resnet_jax.models", "resnet_jax.weights"},
+    "resnet_jax.training": {
+        "resnet_jax.training",
+        "resnet_jax.data",
+        "resnet_jax.models",
+        "resnet_jax.weights",
+        "resnet_jax.version",
+    },
     "resnet_jax.inference": {"resnet_jax.data", "resnet_jax.models"},
     "resnet_jax.cli_inference": {
         "resnet_jax.inference",

@@ -10,7 +10,7 @@ import pytest
 
 import resnet_jax
 from resnet_jax.training.optimizer import create_optimizer
-from resnet_jax.training.parallel import AXIS, parallelize
+from resnet_jax.training.parallel import AXIS, device_groups, parallelize
 from resnet_jax.training.step import create_train_state, eval_step, train_step
 from test_step import NUMBERS, make_batch
 
@@ -18,10 +18,10 @@ STEPS = 5
 TX = create_optimizer(0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
 
 
-def make_model(axis_name=None, dtype="float64"):
+def make_model(axis_name=None, dtype="float64", groups=None):
     return resnet_jax.ResNet(
         resnet_jax.BasicBlock, (1, 1), num_classes=5, stage_features=(8, 16), stem="cifar", stem_features=8,
-        norm="batch_unbiased", axis_name=axis_name, param_dtype=dtype,
+        norm="batch_unbiased", axis_name=axis_name, param_dtype=dtype, axis_index_groups=groups,
     )  # fmt: skip
 
 
@@ -40,14 +40,14 @@ def batches():
         yield batch
 
 
-def run(mode, num_devices, axis_name, dtype="float64", steps=STEPS):
+def run(mode, num_devices, axis_name, dtype="float64", steps=STEPS, groups=None, accumulate=1):
     """State, losses and gradient norms of the wrapped step."""
     numbers = NUMBERS | {"axis_name": AXIS}
+    step = functools.partial(train_step, accumulate=accumulate, **numbers)
     parallel = parallelize(
-        functools.partial(train_step, **numbers), functools.partial(eval_step, **numbers),
-        mode=mode, devices=jax.devices()[:num_devices],
-    )  # fmt: skip
-    model = make_model(axis_name, dtype)
+        step, functools.partial(eval_step, **numbers), mode=mode, devices=jax.devices()[:num_devices]
+    )
+    model = make_model(axis_name, dtype, groups)
     create = functools.partial(create_train_state, model, tx=TX)
     state = jax.jit(create, out_shardings=parallel.state_sharding)(start(dtype))
     seen = []
@@ -100,6 +100,33 @@ def test_per_device_batch_norm_is_what_one_device_for_each_shard_gives(mode, x64
         state = state.apply_gradients(grads=grads, batch_stats=jax.tree.map(lambda *leaves: sum(leaves) / 4, *stats))
     trained, _, _ = run(mode, 4, None)
     assert_close(trained.variables, state.variables, 1e-10)
+
+
+@pytest.mark.parametrize("mode", ["pmap", "jit"])
+def test_batch_norm_in_groups_is_that_of_devices_with_the_images_of_a_group(mode, x64):
+    """Two groups of two devices normalise as two devices do that have the whole shares of a group each."""
+    grouped, seen, _ = run(mode, 4, AXIS, groups=device_groups(2, 4))
+    two, two_seen, _ = run(mode, 2, None)
+    assert_close(grouped.variables, two.variables, 1e-10)
+    np.testing.assert_allclose(seen, two_seen, rtol=1e-10)
+    four, _, _ = run(mode, 4, None)
+    kernels = [np.asarray(state.params["fc"]["kernel"]) for state in (two, four)]
+    assert np.abs(kernels[0] - kernels[1]).max() > 1e-6  # groups are not without effect
+
+
+def test_accumulation_takes_the_same_parts_on_any_number_of_devices(x64):
+    one, seen, _ = run("jit", 1, None, accumulate=2)
+    four, four_seen, _ = run("pmap", 4, AXIS, accumulate=2)
+    assert_close(four.variables, one.variables, 1e-10)
+    np.testing.assert_allclose(four_seen, seen, rtol=1e-10)
+
+
+def test_groups_of_devices():
+    assert device_groups(1, 2) == ((0,), (1,))
+    assert device_groups(2, 4) == ((0, 1), (2, 3))
+    assert device_groups(4, 4) is None
+    with pytest.raises(ValueError, match="groups of 3 devices do not divide 8: use one of 1, 2, 4, 8"):
+        device_groups(3, 8)
 
 
 def test_pmap_and_jit_agree_after_one_step_in_float32():

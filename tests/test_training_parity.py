@@ -128,6 +128,27 @@ def test_gradients_of_a_network_of_each_group_equal_pytorchs(name, x64):
         assert np.abs(ours[key] - gradient.numpy()).max() < 1e-6 * largest, key
 
 
+@pytest.mark.slow
+def test_accumulated_gradients_equal_a_pytorch_loop_of_backwards(x64):
+    """`backward` for each part, then one `step`; the running statistics move with each part. Three steps."""
+    parts = 4
+    reference, model, variables, batch, images = start("cifar_resnet20")
+    tx = create_optimizer(0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    state = create_train_state(model, variables, tx)
+    step = jax.jit(functools.partial(train_step, accumulate=parts, **NUMBERS))
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    for _ in range(3):
+        state, sums = step(state, batch)
+        optimizer.zero_grad()
+        for part in range(parts):
+            rows = slice(part, None, parts)
+            loss = torch_loss(reference, images[rows], {"label": batch["label"][rows]})
+            (loss / parts).backward()
+        optimizer.step()
+    assert worst(resnet_jax.to_torch(model, state.variables), reference.state_dict()) < 1e-8
+    assert float(sums["count"]) == 8
+
+
 def test_biased_running_variance_would_be_seen(x64):
     """The comparison above can fail: Flax's own running variance is off by n / (n - 1)."""
     reference, _, variables, batch, images = start("cifar_resnet20")
