@@ -25,16 +25,12 @@ from resnet_jax.models.layers import (
     linear,
 )
 from resnet_jax.models.norms import bind_norm, freeze
+from resnet_jax.models.remat import REMATS
 from resnet_jax.models.shortcuts import SHORTCUTS
 from resnet_jax.models.stems import STEM_POOLS, STEMS, Stem, StemPool
 
 Array = jax.Array
 
-# What the backward pass keeps of a block instead of computing it anew.
-REMATS: dict[str, Callable[..., Any]] = {
-    "block": jax.checkpoint_policies.nothing_saveable,
-    "conv": lambda primitive, *_, **__: primitive is jax.lax.conv_general_dilated_p,
-}
 # Stage -> size of DropBlock's squares and factor of its rate, as timm sets them.
 DROP_BLOCKS = {"layer3": (5, 0.25), "layer4": (3, 1.0)}
 
@@ -109,8 +105,8 @@ class ResNet(nn.Module):
       act: "relu", "leaky_relu", "silu", "gelu", "tanh", or a function.
       axis_name: mapped axis over which batch norm averages its statistics under `pmap` and `shard_map`. With None
         they are per device there; under plain `jit` on a sharded batch XLA always takes the whole batch.
-      remat: None; "block" keeps only what enters a block for the backward pass, "conv" the convolutions' outputs too;
-        or a policy of `jax.checkpoint_policies`.
+      remat: None; "block" keeps only what enters a block for the backward pass, "narrow" also the outputs of the
+        convolutions that do not widen it, "conv" those of all; or a policy of `jax.checkpoint_policies`.
       dtype: dtype of the computation and of the logits; None promotes inputs and parameters.
       param_dtype: dtype of the parameters. Batch statistics are at least float32.
       precision: precision of convolutions and of `fc`. The default is bfloat16 products on TPU and TF32 on recent
