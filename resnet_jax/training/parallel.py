@@ -95,9 +95,7 @@ def _shard(batch: dict[str, np.ndarray], *, mesh: Mesh, stacked: bool) -> dict[s
     return jax.device_put(batch, NamedSharding(mesh, P(AXIS)))
 
 
-def _abstract(
-    batch: dict[str, jax.ShapeDtypeStruct], *, mesh: Mesh, stacked: bool
-) -> dict[str, jax.ShapeDtypeStruct]:
+def _abstract(batch: dict[str, jax.ShapeDtypeStruct], *, mesh: Mesh, stacked: bool) -> dict[str, jax.ShapeDtypeStruct]:
     sharding = NamedSharding(mesh, P(AXIS))
 
     def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

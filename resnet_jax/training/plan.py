@@ -1,32 +1,16 @@
 """What a train step will need, from the compiler: memory, work and communication, on devices attached or not."""
 
 import dataclasses
-import math
-import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
+from resnet_jax.training import hlo
 from resnet_jax.training.chips import Chip
 from resnet_jax.training.experiment import Experiment
-
-COLLECTIVES = (
-    "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast",
-)  # fmt: skip
-# `%x = (f32[64]{0}, /*index=1*/f32[]) all-reduce(...)`. What is asynchronous counts where it is done, with its result.
-_COLLECTIVE = re.compile(rf"^\s*(?:ROOT )?%?[\w.-]+ = (.*?) ({'|'.join(COLLECTIVES)})(?:-done)?\(", re.MULTILINE)
-_ARRAY = re.compile(r"\b([a-z]+)(\d*)\w*\[([\d,]*)\]")
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """How often one kind of collective occurs in a program, and the bytes of its results on one device."""
-
-    count: int
-    bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +23,13 @@ class Analysis:
       num_parameters: of the network.
       num_steps: of the whole run.
       flops: operations; those that rematerialisation repeats are counted again.
-      bytes_accessed: read and written by all operations, as the compiler estimates it.
+      bytes_accessed: read and written by all operations, in whatever memory, as the compiler counts it.
+      memory_bytes: read from and written to the device's main memory alone.
       peak_bytes: highest use of the device's memory, arguments included.
       argument_bytes: the state, whose buffers the new one takes over, and the batch.
       temp_bytes: intermediate results.
       code_bytes: the program; 0 where the backend does not say.
+      recomputed: instructions by which the compiler computes something again for lack of memory, unasked.
       collectives: kind -> how many, how large.
       compile_seconds: for tracing and compiling.
     """
@@ -54,21 +40,18 @@ class Analysis:
     num_steps: int
     flops: float
     bytes_accessed: float
+    memory_bytes: int
     peak_bytes: int
     argument_bytes: int
     temp_bytes: int
     code_bytes: int
-    collectives: dict[str, Collective]
+    recomputed: int
+    collectives: dict[str, hlo.Collective]
     compile_seconds: float
 
 
 class DoesNotFit(Exception):
-    """The step needs more memory than the device has: `needed` and `available` bytes, where the compiler says so."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        sizes = [_size(*found) for found in re.findall(r"\b(\d+(?:\.\d+)?)([KMGT]?)\b(?=\)| of | hbm)", message)]
-        self.needed, self.available = sizes[:2] if len(sizes) > 1 else (None, None)
+    """The step needs more memory than the device has; the message is the compiler's."""
 
 
 def analyse(experiment: Experiment) -> Analysis:
@@ -77,16 +60,18 @@ def analyse(experiment: Experiment) -> Analysis:
     Raises:
       DoesNotFit: the compiler knows already that the step does not fit. (Not every backend knows it.)
     """
+    step: Any = experiment.parallel.train_step
     state = abstract_state(experiment)
     start = time.perf_counter()
     try:
-        compiled = experiment.parallel.train_step.lower(state, abstract_batch(experiment)).compile()
+        compiled = step.lower(state, abstract_batch(experiment)).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise DoesNotFit(str(error)) from error
+        # The first paragraph; below it is a list of the largest buffers, of hundreds of lines.
+        raise DoesNotFit(str(error).partition("\n\n")[0]) from error
     seconds = time.perf_counter() - start
-    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    cost, memory, text = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
     num_devices = experiment.parallel.state_sharding.mesh.size
     return Analysis(
         num_devices=num_devices,
@@ -95,11 +80,13 @@ def analyse(experiment: Experiment) -> Analysis:
         num_steps=experiment.num_steps,
         flops=cost.get("flops", 0.0),
         bytes_accessed=cost.get("bytes accessed", 0.0),
+        memory_bytes=hlo.main_memory_bytes(text),
         peak_bytes=_peak(memory),
         argument_bytes=memory.argument_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
-        collectives=count_collectives(compiled.as_text()),
+        recomputed=hlo.recomputed(text),
+        collectives=hlo.collectives(text),
         compile_seconds=seconds,
     )
 
@@ -129,15 +116,6 @@ def _peak(memory: Any) -> int:
     return memory.peak_memory_in_bytes or parts + memory.temp_size_in_bytes
 
 
-def count_collectives(hlo: str) -> dict[str, Collective]:
-    """Collectives in an optimised program's text. In a loop's body they count once, however often it runs."""
-    found: dict[str, Collective] = {}
-    for results, kind in _COLLECTIVE.findall(hlo):
-        before = found.get(kind, Collective(0, 0))
-        found[kind] = Collective(before.count + 1, before.bytes + _bytes(results))
-    return found
-
-
 @dataclasses.dataclass(frozen=True)
 class Roofline:
     """The least time that a step can take: each part of the chip at its peak, and all at once. No measurement."""
@@ -149,18 +127,35 @@ class Roofline:
 
 def roofline(analysis: Analysis, chip: Chip) -> Roofline:
     """Estimate for one device after Williams et al. 2009 (doi:10.1145/1498765.1498785); communication is left out."""
-    times = {"memory": analysis.bytes_accessed / chip.bandwidth, "compute": analysis.flops / chip.flops}
+    times = {"memory": analysis.memory_bytes / chip.bandwidth, "compute": analysis.flops / chip.flops}
     bound = max(times, key=times.__getitem__)
     return Roofline(times[bound], bound, analysis.batch_per_device / times[bound])
 
 
-def _bytes(shapes: str) -> int:
-    """Bytes of the arrays in an HLO type; `pred` takes one."""
-    return sum(
-        math.prod(map(int, sizes.split(","))) * max(int(bits or 8) // 8, 1) if sizes else max(int(bits or 8) // 8, 1)
-        for _, bits, sizes in _ARRAY.findall(shapes)
-    )
+def largest_batch(
+    attempt: Callable[[int], Analysis | DoesNotFit], refused: int, *, multiple: int = 8, tolerance: float = 1 / 8
+) -> tuple[Analysis | None, int]:
+    """Looks for the largest batch per device that fits, by compiling: halves until one does, then bisects.
 
+    A line through the memory of small batches would name too small a one: where memory runs out, the compiler starts
+    to compute results again, and fits more than twice as many images of a ResNet-50.
 
-def _size(number: str, unit: str) -> float:
-    return float(number) * _UNITS[unit]
+    Args:
+      attempt: compiles with so many images per device.
+      refused: a batch that does not fit.
+      multiple: only multiples of this are tried.
+      tolerance: stop where the smallest batch refused is larger than the largest that fits by this share or less.
+
+    Returns:
+      The analysis of the largest batch found to fit, None if there is none; and the smallest found not to fit.
+    """
+    best, fitting = None, 0
+    while True:
+        guess = (fitting + refused) // 2 // multiple * multiple
+        if guess <= fitting or (best and refused - fitting <= tolerance * fitting):
+            return best, refused
+        outcome = attempt(guess)
+        if isinstance(outcome, DoesNotFit):
+            refused = guess
+        else:
+            best, fitting = outcome, guess
