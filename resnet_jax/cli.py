@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from resnet_jax import cli_inference, cli_verify
+from resnet_jax import cli_inference, cli_plan, cli_verify
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variants import create_model, list_models
 from resnet_jax.weights import convert, formats, recognise, registry
@@ -19,8 +19,12 @@ Variables = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb. Exit code: 0 done, 1 a proof or a read-back failed or an image was left out, 2 unusable input."""
-    arguments = _parser().parse_args(argv)
+    """Runs one verb. Exit code: 0 done, 1 a no (a proof or read-back failed, an image left out), 2 unusable input."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and "config" not in arguments:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.overrides = rest  # --config.KEY=VALUE, of the verbs that take --config
     try:
         return int(arguments.run(arguments))
     except BrokenPipeError:  # the reader has seen enough, as in `resnet-jax list | head`
@@ -58,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
     cli_verify.add_verb(verbs)
     cli_inference.add_verbs(verbs, _read)
+    cli_plan.add_verb(verbs)
     return parser
 
 

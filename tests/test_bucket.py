@@ -35,18 +35,21 @@ def store():
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "config.py"
-    path.write_text(
-        "from test_loop import tiny_config\n"
-        "def get_config():\n"
-        f"    return tiny_config(**{CHANGES!r})\n"
-    )
+    path.write_text(f"from test_loop import tiny_config\ndef get_config():\n    return tiny_config(**{CHANGES!r})\n")
     return path
 
 
 def start(store, *command):
-    environment = os.environ | store.environment | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])}
+    environment = (
+        os.environ | store.environment | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])}
+    )
     return subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 

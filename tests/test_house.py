@@ -34,6 +34,9 @@ ALLOWED = {
         "resnet_jax.training.storage",
     },
     "resnet_jax.training.workdirs": {"resnet_jax.training.storage", "resnet_jax.version"},
+    "resnet_jax.training.chips": set(),
+    "resnet_jax.training.config_file": set(),
+    "resnet_jax.training.hlo": set(),
     "resnet_jax.training.checkpoint": {"resnet_jax.training.step"},
     "resnet_jax.training": {
         "resnet_jax.training",
@@ -50,9 +53,11 @@ ALLOWED = {
         "resnet_jax.models",
         "resnet_jax.weights",
     },
+    "resnet_jax.cli_plan": {"resnet_jax.training", "resnet_jax.models"},
     "resnet_jax.cli_verify": {"resnet_jax.data", "resnet_jax.weights"},
     "resnet_jax.cli": {
         "resnet_jax.cli_inference",
+        "resnet_jax.cli_plan",
         "resnet_jax.cli_verify",
         "resnet_jax.training",
         "resnet_jax.data",

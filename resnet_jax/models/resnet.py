@@ -25,16 +25,12 @@ from resnet_jax.models.layers import (
     linear,
 )
 from resnet_jax.models.norms import bind_norm, freeze
+from resnet_jax.models.remat import REMATS
 from resnet_jax.models.shortcuts import SHORTCUTS
 from resnet_jax.models.stems import STEM_POOLS, STEMS, Stem, StemPool
 
 Array = jax.Array
 
-# What the backward pass keeps of a block instead of computing it anew.
-REMATS: dict[str, Callable[..., Any]] = {
-    "block": jax.checkpoint_policies.nothing_saveable,
-    "conv": lambda primitive, *_, **__: primitive is jax.lax.conv_general_dilated_p,
-}
 # Stage -> size of DropBlock's squares and factor of its rate, as timm sets them.
 DROP_BLOCKS = {"layer3": (5, 0.25), "layer4": (3, 1.0)}
 
@@ -111,8 +107,8 @@ class ResNet(nn.Module):
         they are per device there; under plain `jit` on a sharded batch XLA always takes the whole batch.
       axis_index_groups: groups of places on `axis_name`, equally many in each, that average among themselves, as
         ((0, 1), (2, 3)); None averages over all.
-      remat: None; "block" keeps only what enters a block for the backward pass, "conv" the convolutions' outputs too;
-        or a policy of `jax.checkpoint_policies`.
+      remat: None; "block" keeps only what enters a block for the backward pass, "narrow" also the outputs of the
+        convolutions that do not widen it, "conv" those of all; or a policy of `jax.checkpoint_policies`.
       dtype: dtype of the computation and of the logits; None promotes inputs and parameters.
       param_dtype: dtype of the parameters. Batch statistics are at least float32.
       precision: precision of convolutions and of `fc`. The default is bfloat16 products on TPU and TF32 on recent

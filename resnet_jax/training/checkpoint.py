@@ -73,7 +73,9 @@ class Checkpointer:
             cleanup_tmp_directories=keep is not None,
         )
         handlers = {name: ocp.StandardCheckpointHandler() for name in ("variables", "progress")}
-        self._manager = ocp.CheckpointManager(_absolute(workdir) / CHECKPOINTS, options=options, item_handlers=handlers)
+        self._folder = _absolute(workdir) / CHECKPOINTS
+        with self._told():
+            self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -88,7 +90,7 @@ class Checkpointer:
 
     def saved_step(self) -> int | None:
         """Step of the newest checkpoint that is whole by now, asked of the disk: one being saved does not count."""
-        return max(ocp.utils.checkpoint_steps(self._manager.directory), default=None)
+        return max(ocp.utils.checkpoint_steps(self._folder), default=None) if self._folder.exists() else None
 
     def save(self, step: int, state: TrainState) -> None:
         """Copies the state to the host, then writes it in the background; donating it afterwards is safe.
@@ -114,8 +116,8 @@ class Checkpointer:
             step = self.saved_step()
             last = "there is none before it" if step is None else f"the last whole one is of step {step}"
             raise CheckpointNotSaved(
-                f"a checkpoint in {self._manager.directory} could not be written; {last}. Make room or mend the "
-                f"storage, and give the same command again: it goes on from there. The cause: {error}"
+                f"a checkpoint in {self._folder} could not be written; {last}. Make room, or mend the storage, and "
+                f"start the same command again: it goes on from there. The cause: {_short(error)}"
             ) from error
 
     def restore(self, state: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
@@ -126,7 +128,7 @@ class Checkpointer:
           DamagedCheckpoint: it is whole by its name, but cannot be read.
         """
         step = self._manager.latest_step()
-        folder = self._manager.directory / str(step)
+        folder = self._folder / str(step)
         with _damage(folder):
             found = _shapes(self._manager.item_metadata(step)["variables"])
         check_same(found, _shapes(state.variables), f"checkpoint {folder}")
@@ -154,8 +156,13 @@ def _damage(folder: epath.Path) -> Iterator[None]:
     except Exception as error:
         raise DamagedCheckpoint(
             f"checkpoint {folder} cannot be read: remove that folder to go on from the one before it. The cause: "
-            f"{error}"
+            f"{_short(error)}"
         ) from error
+
+
+def _short(error: Exception) -> str:
+    """Its message without TensorStore's description of itself, which is pages of JSON."""
+    return str(error).partition(" [tensorstore_spec=")[0]
 
 
 def _progress(state: TrainState) -> dict[str, Any]:

@@ -154,6 +154,24 @@ def _open(config: ml_collections.ConfigDict, split: str) -> datasets.Dataset:
     )
 
 
+def data_facts(config: ml_collections.ConfigDict) -> datasets.Facts:
+    """What `design` must know of the config's data: of a stock data set without having it, else by opening it.
+
+    Raises:
+      ValueError: the data cannot be opened.
+    """
+    name = config.data.name.removeprefix(datasets.TFDS_PREFIX)
+    if name in datasets.STOCK:
+        return datasets.STOCK[name]
+    try:
+        return datasets.facts(_open(config, "train"), _open(config, "test"))
+    except (OSError, ImportError) as error:
+        raise ValueError(
+            f"how many images and classes has {config.data.name!r}? It cannot be opened: {error} Without data it can "
+            f"be one of {', '.join(datasets.STOCK)}, or synthetic: --config.data.name=imagenet2012."
+        ) from error
+
+
 def _reading(data: ml_collections.ConfigDict) -> dict[str, Any]:
     return {
         "num_threads": data.num_threads,

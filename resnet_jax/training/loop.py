@@ -10,7 +10,7 @@ import ml_collections
 from etils import epath
 
 from resnet_jax import version
-from resnet_jax.training import checkpoint, experiment, hosts, metrics, report, workdirs
+from resnet_jax.training import checkpoint, experiment, hosts, metrics, plan, report, workdirs
 from resnet_jax.training.step import TrainState
 from resnet_jax.training.trace import Trace
 from resnet_jax.training.window import Window, check_unreadable
@@ -91,6 +91,29 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float
             raise FileNotFoundError(f"{workdir} has no checkpoint yet: train first, with --mode=train.")
         state = _restore_or_create(run, checkpoints)
     return {"step": int(state.step), **_evaluate(run, state)}
+
+
+def dry_run(config: ml_collections.ConfigDict) -> list[str]:
+    """Builds everything, reads one batch and compiles the step, as `train` would; makes no step and writes nothing.
+
+    Returns:
+      Lines for people: data, steps, parameters, and what the compiler says of the step on each device.
+
+    Raises:
+      ValueError, plan.DoesNotFit: as `train` would fail.
+    """
+    run = experiment.build(config)
+    _check_hosts(run)
+    with contextlib.closing(experiment.train_batches(run, 0)) as batches:
+        batch = next(batches)
+    return [
+        f"data         {run.config.data.name}: {run.facts.num_train:,} images to train on, {run.facts.num_test:,} to test "
+        f"on, {run.facts.num_classes} classes; fingerprint {run.config.data.fingerprint}",
+        f"batch        {run.config.batch_size} images, {len(batch['label'])} on this host, {batch['image'].shape[1:]}",
+        f"run          {run.num_steps:,} steps, {run.steps_per_epoch:,} an epoch",
+        *plan.describe(plan.analyse(run)),
+        "nothing was trained or written",
+    ]
 
 
 def use_compilation_cache(folder: str) -> None:

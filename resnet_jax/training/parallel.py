@@ -23,6 +23,7 @@ class Parallel:
       state_sharding: where the state lives, for initialising and restoring: whole, on every device. It never has a
         device axis, so both modes, and any number of devices, read and write the same checkpoints.
       shard: this host's NumPy batch `[batch / hosts, ...]` to the arrays that the two steps take.
+      abstract: the same for shapes of global batches, `[batch, ...]`, to compile from.
       blocking: wait for each step before dispatching the next. Virtual CPU devices share one pool of threads, in
         which two steps at a time can each hold what the other's collectives wait for.
     """
@@ -31,6 +32,7 @@ class Parallel:
     eval_step: Callable[..., Any]
     state_sharding: NamedSharding
     shard: Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
+    abstract: Callable[[dict[str, jax.ShapeDtypeStruct]], dict[str, jax.ShapeDtypeStruct]]
     blocking: bool
 
 
@@ -73,6 +75,7 @@ def parallelize(
         eval_step=wrap(eval_step, mesh, donate=False),
         state_sharding=NamedSharding(mesh, P()),
         shard=functools.partial(_shard, mesh=mesh, stacked=mode == "pmap", hosts=hosts),
+        abstract=functools.partial(_abstract, mesh=mesh, stacked=mode == "pmap"),
         blocking=len(devices) > 1 and devices[0].platform == "cpu",
     )
 
@@ -125,6 +128,17 @@ def device_groups(size: int, num_devices: int) -> tuple[tuple[int, ...], ...] | 
     if size == num_devices:
         return None
     return tuple(tuple(range(first, first + size)) for first in range(0, num_devices, size))
+
+
+def _abstract(batch: dict[str, jax.ShapeDtypeStruct], *, mesh: Mesh, stacked: bool) -> dict[str, jax.ShapeDtypeStruct]:
+    sharding = NamedSharding(mesh, P(AXIS))
+
+    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        n, (size, *rest) = mesh.devices.size, leaf.shape
+        check_divisible(size, n)
+        return jax.ShapeDtypeStruct((n, size // n, *rest) if stacked else leaf.shape, leaf.dtype, sharding=sharding)
+
+    return {key: place(leaf) for key, leaf in batch.items()}
 
 
 def check_divisible(batch_size: int, num_devices: int) -> None:

@@ -21,8 +21,8 @@ class Window:
 
     Args:
       batch_size: images of a step, unreadable ones included.
-      num_examples: images of an epoch; unreadable ones are tolerated as a share of at least so many.
-      max_unreadable: that share.
+      num_examples: images of an epoch.
+      max_unreadable: share of the images of the epochs begun that may be unreadable.
     """
 
     def __init__(self, batch_size: int, num_examples: int, max_unreadable: float) -> None:
@@ -53,7 +53,8 @@ class Window:
         self._sums = metrics.merge(self._sums, values)
         self._seen += self._batch_size
         self._unreadable += self._batch_size - round(values["count"])
-        check_unreadable(self._unreadable, max(self._seen, self._num_examples), self._max_unreadable)
+        begun = -(-self._seen // self._num_examples) * self._num_examples
+        check_unreadable(self._unreadable, begun, self._max_unreadable)
 
     def close(self) -> dict[str, float]:
         """Means, `images_per_second`, `seconds_per_step` and, if there were any, the number of `unreadable` images."""

@@ -1,0 +1,40 @@
+"""An experiment's config from its file and `--config.KEY=VALUE` flags, as `train.py` reads them."""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+    """Runs a config file, `FILE.py` or `FILE.py:ARGUMENT`, and sets keys in what it gives.
+
+    Args:
+      path: the file. The folder above its package is where it imports from, so `configs/x.py` finds `configs.default`.
+      overrides: flags as in `["--config.batch_size=64", "--config.data.flip=False"]`.
+
+    Raises:
+      ValueError: no such file, one that defines no config, an unknown flag or key, or a value of another type.
+    """
+    root = pathlib.Path(path.rpartition(".py")[0] + ".py").absolute().parent
+    while (root / "__init__.py").exists():
+        root = root.parent
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    argv = ["", f"--config={path}", *overrides]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        left = values(argv)[1:]
+        config = values["config"].value
+    except (flags.Error, AttributeError, KeyError, TypeError, OSError, SyntaxError) as error:
+        message = str(error).strip("'").replace("\\n", " ").replace("\\'", "'")
+        raise ValueError(f"--config={path}: {message}") from error
+    if left:
+        raise ValueError(f"unknown arguments {left}: keys of the config are set by --config.KEY=VALUE.")
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ValueError(f"--config={path}: get_config() gives {type(config).__name__}, not a ConfigDict.")
+    return config
