@@ -256,12 +256,12 @@ def test_folder_refuses(tmp_path, files, change, error, message, write):
 
 
 def test_path_must_lead_somewhere(tmp_path, files):
-    with pytest.raises(ValueError, match=r"'folder' needs a path: of a folder, or of a zip"):
+    with pytest.raises(ValueError, match=r"'folder' needs a path: of a folder, or of a zip or tar"):
         datasets.open_dataset("folder", "train")
     with pytest.raises(FileNotFoundError, match=r"nowhere does not exist: give the path"):
         datasets.open_dataset("folder", "train", path=str(tmp_path / "nowhere"))
     (tmp_path / "notes.txt").write_text("no zip")
-    with pytest.raises(ValueError, match=r"notes\.txt is neither a folder nor a zip"):
+    with pytest.raises(ValueError, match=r"notes\.txt is neither a folder nor a zip nor a tar"):
         datasets.open_dataset("folder", "train", path=str(tmp_path / "notes.txt"))
     whole = write_zip(tmp_path / "data.zip", files)
     (tmp_path / "half.zip").write_bytes((tmp_path / "data.zip").read_bytes()[: os.path.getsize(whole) // 2])
