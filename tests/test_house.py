@@ -36,8 +36,10 @@ ALLOWED = {
         "resnet_jax.weights",
     },
     "resnet_jax.cli_verify": {"resnet_jax.data", "resnet_jax.weights"},
+    "resnet_jax.cli_prepare": {"resnet_jax.data"},
     "resnet_jax.cli": {
         "resnet_jax.cli_inference",
+        "resnet_jax.cli_prepare",
         "resnet_jax.cli_verify",
         "resnet_jax.training",
         "resnet_jax.data",

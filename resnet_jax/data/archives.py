@@ -9,7 +9,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 # What `read` raises. RuntimeError: an encrypted member of a zip; the last two: a damaged one.
 READ_ERRORS = (OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -141,6 +141,9 @@ class Tar:
 
     path: str
     members: Mapping[str, tuple[int, int]] = dataclasses.field(repr=False)
+
+    def __reduce__(self) -> tuple[type["Tar"], tuple[Any, ...]]:
+        return Tar, (self.path, self.members)  # without the tree
 
     @functools.cached_property
     def _tree(self) -> Tree:

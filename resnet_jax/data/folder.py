@@ -47,7 +47,9 @@ def open_folder(path: str, split: str) -> Dataset:
       ValueError: neither folder nor zip nor tar, a damaged or compressed one, classes that differ, a class or split without images.
     """
     archive = open_images(path)
-    here, there = (find_split(archive, SPLIT_FOLDERS[name]) for name in (split, "test" if split == "train" else "train"))
+    here, there = (
+        find_split(archive, SPLIT_FOLDERS[name]) for name in (split, "test" if split == "train" else "train")
+    )
     classes = check_same_classes(archive, here, there)
     source = FolderSource(archive, tuple(list_examples(archive, here, classes)))
     return Dataset("folder", split, source, tuple(classes), channels=3)
