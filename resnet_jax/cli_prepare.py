@@ -72,7 +72,7 @@ def _check(arguments: argparse.Namespace) -> int:
     """Exit code 1 for damage, as for a failed proof."""
     import tensorflow_datasets as tfds
 
-    from resnet_jax.data.prepare import check, folders, run
+    from resnet_jax.data.prepare import check, folders, metadata, run
 
     if arguments.kind == "folder":
         name, version = arguments.name, folders.VERSION
@@ -82,7 +82,7 @@ def _check(arguments: argparse.Namespace) -> int:
     damage = check.find_damage(folder, arguments.workers)
     for line in damage:
         print(line)
-    manifest = run.read_manifest(folder)
+    manifest = metadata.read_manifest(folder)
     verdict = f"{len(damage)} files damaged: remove the folder and prepare again" if damage else "as prepared"
     print(f"{folder}: {len(manifest['shards'])} shards, {verdict}")
     return 1 if damage else 0

@@ -188,7 +188,7 @@ def walk_tar(file: BinaryIO, end: int) -> Iterator[tuple[str, int, int]]:
                 raise tarfile.ReadError(f"{member.name} reaches beyond the end")
             if member.isreg() and not member.issparse():
                 yield member.name.removeprefix("./"), member.offset_data, member.size
-            tar.members.clear()  # a million of them are gigabytes
+            tar.members.clear()  # type: ignore[attr-defined]  # a million of them are gigabytes
         # A tar ends with a block of zeros; without one, the walk stopped at the end of the file.
         file.seek(tar.offset)
         if file.read(512) != bytes(512) or tar.offset + 512 > end:

@@ -44,7 +44,8 @@ def open_folder(path: str, split: str) -> Dataset:
 
     Raises:
       FileNotFoundError: there is nothing at `path`, or the split is not in it.
-      ValueError: neither folder nor zip nor tar, a damaged or compressed one, classes that differ, a class or split without images.
+      ValueError: neither folder nor zip nor tar, a damaged or compressed one, classes that differ, a class or split
+        without images.
     """
     archive = open_images(path)
     here, there = (

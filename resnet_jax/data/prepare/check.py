@@ -4,7 +4,7 @@ import concurrent.futures
 import os
 from typing import Any
 
-from resnet_jax.data.prepare.run import MANIFEST, read_manifest
+from resnet_jax.data.prepare.metadata import MANIFEST, read_manifest
 from resnet_jax.data.prepare.shards import count_records, sha256
 
 

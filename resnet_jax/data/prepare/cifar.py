@@ -1,6 +1,5 @@
 """CIFAR-10 and CIFAR-100 from the published archives, the Python or the binary ones, as TFDS's cifar10 and cifar100."""
 
-import collections
 import io
 import os
 import tarfile
@@ -50,31 +49,39 @@ def list_cifar(name: str, path: str, allow_subset: bool = False) -> Source:
     """
     path = os.path.abspath(os.path.expanduser(path))
     files = _unpack(path)
-    layout = LAYOUTS[name]
-    for kind, read in (("bin", _read_binary), ("py", _read_python)):
-        folder, *parts = layout[kind]
-        if any(file.startswith(folder + "/") for file in files):
-            break
-    else:
-        wanted = " or ".join(f"{layout[kind][0]}/" for kind in ("bin", "py"))
-        found = ", ".join(sorted({file.split("/")[0] for file in files})) or "nothing"
-        raise ValueError(f"{path} has no {wanted}, but {found}: is it another archive than {name}'s?")
-    members = {file: files.get(f"{folder}/{file}") for part in parts for file in part}
-    if missing := [file for file, data in members.items() if data is None]:
-        raise ValueError(f"{path} lacks {', '.join(f'{folder}/{file}' for file in missing)}: copy it again.")
+    labels = LAYOUTS[name]["labels"]
+    kind, folder = _kind(path, files, name)
+    read = {"bin": _read_binary, "py": _read_python}[kind]
     splits = {}
-    for split, part in zip(COUNTS, parts, strict=True):
-        tables = [read(f"{path}: {folder}/{file}", members[file] or b"", layout["labels"]) for file in part]
-        splits[split] = _entries(split, tables, tuple(layout["labels"]))
+    for split, part in zip(COUNTS, LAYOUTS[name][kind][1:], strict=True):
+        tables = [read(f"{path}: {folder}/{file}", _member(path, files, f"{folder}/{file}"), labels) for file in part]
+        splits[split] = _entries(split, tables)
         if len(splits[split]) != COUNTS[split] and not allow_subset:
             raise ValueError(
                 f"{path} has {len(splits[split]):,} images to {split} with, but {name} has {COUNTS[split]:,}: "
                 "copy it again, or give --allow-subset to prepare a part."
             )
-    names = {feature: _names(path, files, folder, kind, where) for feature, where in layout["names"].items()}
-    for feature, of_feature in names.items():
-        _check_labels(path, splits, (*layout["labels"], "id").index(feature), feature, of_feature, name)
-    return stock_source(name, splits, (*layout["labels"], "id"), to_png, names)
+    names = {feature: _names(path, files, folder, kind, where) for feature, where in LAYOUTS[name]["names"].items()}
+    for column, feature in enumerate(labels):
+        _check_labels(path, splits, column, names[feature], f"{name}'s {feature}", NUM_CLASSES[name, feature])
+    return stock_source(name, splits, (*labels, "id"), to_png, names)
+
+
+def _kind(path: str, files: dict[str, bytes], name: str) -> tuple[str, str]:
+    """ "bin" or "py", and the folder in the archive."""
+    folders = {kind: LAYOUTS[name][kind][0] for kind in ("bin", "py")}
+    for kind, folder in folders.items():
+        if any(file.startswith(folder + "/") for file in files):
+            return kind, folder
+    wanted = " or ".join(f"{folder}/" for folder in folders.values())
+    found = ", ".join(sorted({file.split("/")[0] for file in files})) or "nothing"
+    raise ValueError(f"{path} has no {wanted}, but {found}: is it another archive than {name}'s?")
+
+
+def _member(path: str, files: dict[str, bytes], file: str) -> bytes:
+    if file not in files:
+        raise ValueError(f"{path} lacks {file}: copy it again.")
+    return files[file]
 
 
 def to_png(pixels: bytes) -> bytes:
@@ -127,7 +134,7 @@ def _read_python(where: str, data: bytes, labels: dict[str, bytes]) -> Table:
     return columns, pixels
 
 
-def _entries(split: str, tables: list[Table], label_names: tuple[str, ...]) -> list[Entry]:
+def _entries(split: str, tables: list[Table]) -> list[Entry]:
     """Numbered through all files of a split, as TFDS numbers them."""
     rows = ((row, pixels) for labels, images in tables for row, pixels in zip(labels, images, strict=True))
     return [
@@ -140,23 +147,21 @@ def _names(path: str, files: dict[str, bytes], folder: str, kind: str, where: tu
     """The class names of one label feature."""
     text, meta, key = where
     file = f"{folder}/{text if kind == 'bin' else meta}"
-    if file not in files:
-        raise ValueError(f"{path} lacks {file}: copy it again.")
+    data = _member(path, files, file)
     if kind == "bin":
-        return files[file].decode().split()
-    names = pickled.load(f"{path}: {file}", files[file]).get(key)
+        return data.decode().split()
+    names = pickled.load(f"{path}: {file}", data).get(key)
     if not isinstance(names, list) or not all(isinstance(name, bytes) for name in names):
         raise ValueError(f"{path}: {file} is not as published (no list of names under {key!r}): copy it again.")
     return [name.decode() for name in names]
 
 
 def _check_labels(
-    path: str, splits: dict[str, list[Entry]], column: int, feature: str, names: list[str], name: str
+    path: str, splits: dict[str, list[Entry]], column: int, names: list[str], what: str, expected: int
 ) -> None:
-    expected = NUM_CLASSES[name, feature]
-    used = collections.Counter(entry.values[column] for entries in splits.values() for entry in entries)
-    if len(names) != expected or not used or max(used) >= expected:
+    largest = max((entry.values[column] for entries in splits.values() for entry in entries), default=-1)
+    if len(names) != expected or not 0 <= largest < expected:
         raise ValueError(
-            f"{path}: {len(names)} names of {feature} and labels up to {max(used, default=-1)}, but {name} has "
-            f"{expected} classes: is it another archive?"
+            f"{path}: of {what} there are {len(names)} names, and numbers up to {largest}, where {expected} classes "
+            "were expected: is it another archive?"
         )

@@ -11,22 +11,22 @@ INTERVAL = 10.0  # seconds between two lines
 
 
 @contextlib.contextmanager
-def meter(name: str, shards: Sequence[Shard], say: Callable[[str], None]) -> Iterator[Callable[[Shard], None]]:
+def meter(shards: Sequence[Shard], say: Callable[[str], None]) -> Iterator[Callable[[Shard], None]]:
     """Gives a function to be called with each shard that is done."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        with tqdm(total=sum(len(shard.entries) for shard in shards), desc=name, unit=" images") as bar:
+        with tqdm(total=sum(len(shard.entries) for shard in shards), unit=" images") as bar:
             yield lambda shard: bar.update(len(shard.entries)) and None
         return
-    lines = _Lines(name, shards, say)
+    lines = _Lines(shards, say)
     yield lines.advance
     lines.write()
 
 
 class _Lines:
-    def __init__(self, name: str, shards: Sequence[Shard], say: Callable[[str], None]):
-        self.name, self.say = name, say
+    def __init__(self, shards: Sequence[Shard], say: Callable[[str], None]):
+        self.say = say
         self.total = sum(len(shard.entries) for shard in shards)
         self.images, self.bytes = 0, 0
         self.start = self.last = time.monotonic()
@@ -42,6 +42,6 @@ class _Lines:
         seconds = max(self.last - self.start, 1e-3)
         left = seconds * (self.total - self.images) / max(self.images, 1)
         self.say(
-            f"{self.name}: {self.images:,} of {self.total:,} images, {self.images / seconds:,.0f} images/s, "
+            f"{self.images:,} of {self.total:,} images, {self.images / seconds:,.0f} images/s, "
             f"{self.bytes / seconds / 1e6:,.1f} MB/s, {left / 60:.0f} min left"
         )

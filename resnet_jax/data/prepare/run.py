@@ -1,46 +1,22 @@
 """Prepares a whole data set: several processes, resumable, visible only when whole."""
 
-import concurrent.futures
 import contextlib
-import dataclasses
 import fcntl
-import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from resnet_jax.data.prepare import progress
-from resnet_jax.data.prepare.shards import (
-    Report,
-    Shard,
-    ensure_shard,
-    plan_shards,
-    remove_temporary,
-    sha256,
-    sync,
-    write_json,
-)
+from resnet_jax.data.prepare import metadata, progress
+from resnet_jax.data.prepare.pool import write_shards
+from resnet_jax.data.prepare.shards import Report, Shard, plan_shards, remove_temporary, sync, write_json
 from resnet_jax.data.prepare.sources import Encoder, Source
 
-MANIFEST = "manifest.json"
 ON_ERROR = ("refuse", "skip")
 PADDING = 131_072  # bytes: ArrayRecord fills its last block, and puts the index into another
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """What has been prepared: where, records of each split, and keys of images that were left out or converted."""
-
-    path: str
-    records: dict[str, int]
-    skipped: list[str]
-    converted: list[str]
 
 
 def prepare(
@@ -52,7 +28,7 @@ def prepare(
     on_error: str = "refuse",
     decode: bool = False,
     say: Callable[[str], None] = print,
-) -> Summary:
+) -> metadata.Summary:
     """Writes `source` to `data_dir`/NAME/VERSION as ArrayRecord with TFDS's metadata.
 
     Until all is there, it lies in NAME/VERSION.preparing, which TFDS does not see; then one renaming makes it visible.
@@ -77,19 +53,21 @@ def prepare(
     if workers < 0:
         raise ValueError(f"workers={workers} must be 0 (as many as there are cores) or more.")
     shards = plan_shards(source, shard_mb)
-    plan = _describe(source, shards, shard_mb, on_error, decode)
+    plan = metadata.describe(source, shards, shard_mb, on_error, decode)
     final = dataset_folder(data_dir, source.name, source.version)
     work = f"{final}.preparing"
-    os.makedirs(f"{work}.reports", exist_ok=True)
-    with _alone(work):
-        if not os.path.exists(final):
-            os.makedirs(work, exist_ok=True)
-            _same_plan(f"{work}.reports", plan)
-            _write_all(source, shards, work, workers or os.cpu_count() or 1, on_error == "skip", decode, say)
-            os.rename(work, final)
-            sync(os.path.dirname(final))
-        summary = _summarize(final, plan)
-        shutil.rmtree(f"{work}.reports", ignore_errors=True)  # another preparer may have come to the same end
+    if not os.path.exists(final):
+        os.makedirs(f"{work}.reports", exist_ok=True)
+        with _alone(work):
+            if not os.path.exists(final):  # another preparer may have been there before
+                _same_plan(work, plan)
+                encoder = Encoder(source.columns, source.read, source.features, decode)
+                reports = _write(work, shards, encoder, on_error == "skip", workers or os.cpu_count() or 1, say)
+                metadata.write_metadata(source, shards, reports, plan, work)
+                os.rename(work, final)
+                sync(os.path.dirname(final))
+    summary = metadata.summarize(final, plan)
+    shutil.rmtree(f"{work}.reports", ignore_errors=True)  # killed just here, the next call comes to this line, too
     return summary
 
 
@@ -105,23 +83,6 @@ def dataset_folder(data_dir: str, name: str, version: str) -> str:
     return os.path.join(os.path.abspath(data_dir), name, version)
 
 
-def _describe(source: Source, shards: list[Shard], shard_mb: float, on_error: str, decode: bool) -> dict[str, Any]:
-    """All that the result depends on."""
-    digest = hashlib.sha256()
-    for shard in shards:
-        for entry in shard.entries:
-            digest.update(repr(tuple(entry)).encode())
-    return {
-        "name": source.name,
-        "version": source.version,
-        "images": {split: len(entries) for split, entries in source.splits.items()},
-        "source": digest.hexdigest(),
-        "shard_mb": shard_mb,
-        "on_error": on_error,
-        "decode": decode,
-    }
-
-
 @contextlib.contextmanager
 def _alone(work: str) -> Iterator[None]:
     """Holds the lock of a data set, which a killed process lets go."""
@@ -130,42 +91,35 @@ def _alone(work: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OSError(f"another process is preparing {work.removesuffix('.preparing')}: wait for it.") from None
+        except OSError:  # no locks on this file system: two at once do the work twice, and neither harms the other
+            pass
         yield
 
 
-def _same_plan(reports: str, plan: dict[str, Any]) -> None:
+def _same_plan(work: str, plan: dict[str, Any]) -> None:
     """Notes what is under way; refuses to go on with something else."""
-    path = os.path.join(reports, "plan.json")
+    path = os.path.join(f"{work}.reports", "plan.json")
     if os.path.exists(path):
         with open(path) as file:
-            _refuse_other(json.load(file), plan, f"{reports.removesuffix('.reports')} was begun")
+            metadata.refuse_other(work, "was begun", json.load(file), plan)
     else:
         write_json(path, plan)
 
 
-def _refuse_other(found: dict[str, Any], plan: dict[str, Any], what: str) -> None:
-    differences = [f"{key} {found.get(key)!r}, not {plan[key]!r}" for key in plan if found.get(key) != plan[key]]
-    if differences:
-        folder = what.split(" ")[0]
-        raise ValueError(
-            f"{what} with {'; '.join(differences)}: do the same again, remove {folder}*, or take another --data-dir."
-        )
-
-
-def _write_all(
-    source: Source, shards: list[Shard], work: str, workers: int, skip: bool, decode: bool, say: Callable[[str], None]
-) -> None:
-    """All shards, then the metadata of the whole."""
+def _write(
+    work: str, shards: list[Shard], encoder: Encoder, skip: bool, workers: int, say: Callable[[str], None]
+) -> dict[str, Report]:
+    """File -> report, of all shards."""
+    os.makedirs(work, exist_ok=True)
     remove_temporary(work)
     remove_temporary(f"{work}.reports")
     _check_space(work, shards)
-    encoder = Encoder(source.columns, source.read, source.features, decode)
     reports: dict[str, Report] = {}
-    with progress.meter(source.name, shards, say) as advance:
-        for shard, report in _run(work, shards, encoder, skip, min(workers, len(shards))):
+    with progress.meter(shards, say) as advance:
+        for shard, report in write_shards(work, shards, encoder, skip, workers):
             reports[shard.file] = report
             advance(shard)
-    _write_metadata(source, shards, reports, work)
+    return reports
 
 
 def _check_space(work: str, shards: list[Shard]) -> None:
@@ -177,107 +131,3 @@ def _check_space(work: str, shards: list[Shard]) -> None:
             f"about {needed / 1e9:.3f} GB are to be written to {work}, but {free / 1e9:.3f} GB are free: "
             "free space, or take another --data-dir."
         )
-
-
-def _run(work: str, shards: list[Shard], encoder: Encoder, skip: bool, workers: int) -> Iterator[tuple[Shard, Report]]:
-    """(shard, its report) as they get done; one worker is this process itself."""
-    if workers == 1:
-        yield from ((shard, ensure_shard(work, shard, encoder, skip)) for shard in shards)
-        return
-    # Spawned, as a fork of a process with threads (JAX has them) may hang.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (work, encoder, skip)) as pool:
-        waiting = {pool.submit(_in_worker, shard): shard for shard in shards}
-        try:
-            for future in concurrent.futures.as_completed(waiting):
-                yield waiting[future], future.result()
-        except concurrent.futures.BrokenExecutor as error:
-            raise OSError(
-                f"a worker process died ({error}), for want of memory or killed. Whole shards stand: the same command "
-                "goes on from them; give fewer --workers if memory is short."
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-_worker: list[Any] = []  # work, encoder, skip: set once in each worker process
-
-
-def _start_worker(*arguments: Any) -> None:
-    _worker[:] = arguments
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-        os._exit(1)  # the parent was killed: nobody waits for this work, and the next preparer does it
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-def _in_worker(shard: Shard) -> Report:
-    work, encoder, skip = _worker
-    return ensure_shard(work, shard, encoder, skip)
-
-
-def _write_metadata(source: Source, shards: list[Shard], reports: dict[str, Report], work: str) -> None:
-    """TFDS's files, and a manifest of all files."""
-    template = tfds.core.ShardedFileTemplate(data_dir=work, dataset_name=source.name, filetype_suffix="array_record")
-    splits = []
-    for split in source.splits:
-        of_split = [reports[shard.file] for shard in shards if shard.split == split]
-        lengths = [report.records for report in of_split]
-        if not sum(lengths):
-            raise ValueError(f"{source.name}: no image of {split} could be read: nothing is left of it.")
-        size = sum(report.bytes for report in of_split)
-        splits.append(tfds.core.SplitInfo(split, lengths, size, template.replace(split=split)))
-    identity = tfds.core.dataset_info.DatasetIdentity(
-        name=source.name, version=tfds.core.Version(source.version), data_dir=work, module_name=""
-    )
-    info = tfds.core.DatasetInfo(builder=identity, features=source.features, **source.about)
-    info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
-    info.set_splits(tfds.core.splits.SplitDict(splits))
-    info.write_to_directory(work)
-    with open(os.path.join(f"{work}.reports", "plan.json")) as file:
-        plan = json.load(file)
-    others = sorted(set(os.listdir(work)) - set(reports) - {MANIFEST})
-    files = {name: sha256(os.path.join(work, name)) for name in others}
-    manifest = {
-        "plan": plan,
-        "files": files,
-        "shards": {shard.file: reports[shard.file]._asdict() for shard in shards},
-    }
-    for name in others:
-        sync(os.path.join(work, name))
-    write_json(os.path.join(work, MANIFEST), manifest)
-    sync(work)
-
-
-def read_manifest(folder: str) -> dict[str, Any]:
-    """What `prepare` noted of the data set in `folder`.
-
-    Raises:
-      FileNotFoundError: it was prepared by something else, or not at all.
-    """
-    path = os.path.join(folder, MANIFEST)
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"{folder} has no {MANIFEST}: `resnet-jax prepare` has prepared nothing there.")
-    with open(path) as file:
-        manifest: dict[str, Any] = json.load(file)
-    return manifest
-
-
-def _summarize(final: str, plan: dict[str, Any]) -> Summary:
-    """Of what lies in `final`; refuses another data set."""
-    if not os.path.exists(os.path.join(final, MANIFEST)):
-        raise ValueError(f"{final} is there, and not of our making: remove it, or take another --data-dir.")
-    manifest = read_manifest(final)
-    _refuse_other(manifest["plan"], plan, f"{final} is there, prepared")
-    reports = [Report(**report) for report in manifest["shards"].values()]
-    records = dict.fromkeys(plan["images"], 0)
-    for file, report in zip(manifest["shards"], reports, strict=True):
-        records[file.split(".")[0].rsplit("-", 1)[1]] += report.records
-    skipped, converted = (
-        [key for report in reports for key in getattr(report, field)] for field in ("skipped", "converted")
-    )
-    return Summary(final, records, skipped, converted)

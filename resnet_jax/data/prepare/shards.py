@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -71,7 +72,7 @@ def sort_as_tfds(split: str, entries: list[Entry]) -> list[Entry]:
     """
     hasher = hashing.Hasher(split)
     hashed = sorted(((hasher.hash_key(entry.key), entry) for entry in entries), key=lambda pair: pair[0])
-    for (left, entry), (right, _) in zip(hashed, hashed[1:], strict=False):
+    for (left, entry), (right, _) in itertools.pairwise(hashed):
         if left == right:
             raise ValueError(f"{split} has two examples by the name of {entry.key!r}: rename one.")
     return [entry for _, entry in hashed]

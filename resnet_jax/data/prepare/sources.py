@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 from PIL import Image
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from resnet_jax.data import images
 from resnet_jax.data.archives import READ_ERRORS
@@ -92,8 +93,18 @@ class Encoder:
             raise UnreadableImage(f"reading failed ({error})") from error
         image = plain_image(data, self.decode)
         example = {"image": image, **dict(zip(self.columns, entry.values, strict=True))}
-        record: bytes = self.features.serialize_example(self.features.encode_example(example))
-        return record, image is not data
+        return serialize(self.features, example), image is not data
+
+
+def serialize(features: Any, example: Mapping[str, Any]) -> bytes:
+    """A `tf.train.Example`, as TFDS serialises it, but for the order of its features.
+
+    TFDS leaves that order to protobuf, where it changes from process to process; here it is always the same.
+    """
+    serializer = ExampleSerializer(features.get_serialized_info())
+    message = serializer.get_tf_example(features.encode_example(example))
+    data: bytes = message.SerializeToString(deterministic=True)
+    return data
 
 
 def plain_image(data: bytes, decode: bool = False) -> bytes:
