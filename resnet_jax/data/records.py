@@ -28,9 +28,10 @@ class RecordSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
             example = self.records[index]
+            # Of a shard that was cut short, ArrayRecord reads records of no bytes, and TFDS makes None of them.
+            return {"image": bytes(example["image"]), "label": int(example["label"])}
         except Exception as error:  # of ArrayRecord or protobuf: a damaged file
             raise UnreadableImage(f"reading failed ({self._place(index)}: {error})") from error
-        return {"image": example["image"], "label": int(example["label"])}
 
     def origin(self, index: int) -> str:
         return f"{self.name}, record {index}"

@@ -68,7 +68,7 @@ def list_cifar(name: str, path: str, allow_subset: bool = False) -> Source:
 
 
 def _kind(path: str, files: dict[str, bytes], name: str) -> tuple[str, str]:
-    """ "bin" or "py", and the folder in the archive."""
+    """Which of the two archives it is, "bin" or "py", and the folder in it."""
     folders = {kind: LAYOUTS[name][kind][0] for kind in ("bin", "py")}
     for kind, folder in folders.items():
         if any(file.startswith(folder + "/") for file in files):
@@ -151,9 +151,9 @@ def _names(path: str, files: dict[str, bytes], folder: str, kind: str, where: tu
     if kind == "bin":
         return data.decode().split()
     names = pickled.load(f"{path}: {file}", data).get(key)
-    if not isinstance(names, list) or not all(isinstance(name, bytes) for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, bytes | str) for name in names):
         raise ValueError(f"{path}: {file} is not as published (no list of names under {key!r}): copy it again.")
-    return [name.decode() for name in names]
+    return [name if isinstance(name, str) else name.decode() for name in names]
 
 
 def _check_labels(
