@@ -505,14 +505,19 @@ def test_messages_name_the_command(tmp_path, name):
 # Killed
 
 
+START = """
+import sys
+from resnet_jax import cli
+{before}
+code = cli.main(sys.argv[1:])
+assert not {{"tensorflow", "torch"}} & set(sys.modules)
+sys.exit(code)
+"""
+
+
 def start(*arguments, before=""):
-    code = f"import sys\n{before}\nfrom resnet_jax import cli\nsys.exit(cli.main(sys.argv[1:]))"
-    # The preparer must not need them.
-    blocked = "import sys\nfor name in ('tensorflow', 'torch'): sys.modules[name] = None\n"
-    return subprocess.Popen(
-        [sys.executable, "-c", blocked + code, "prepare", *arguments],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    command = [sys.executable, "-c", START.format(before=before), "prepare", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(process):
