@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import numpy as np
@@ -141,6 +142,14 @@ def cut(folder, train, validation):
     path.write_bytes(path.read_bytes()[:-30_000])
 
 
+def cut_between(folder, train, validation):
+    """Right after the last member, which is whole."""
+    path = folder / "ILSVRC2012_img_val.tar"
+    with tarfile.open(path) as tar:
+        last = tar.getmembers()[-1]
+    path.write_bytes(path.read_bytes()[: last.offset_data + -(-last.size // 512) * 512])
+
+
 def cut_inner(folder, train, validation):
     inner = made_archives.tar_of({n: data for n, data in train.items() if n.startswith("n01440764")})
     files = {"n01440764.tar": inner[:1500], "n01443537.tar": inner}
@@ -158,6 +167,7 @@ def unknown_synset(folder, train, validation):
          r"995 of 1,000 synsets are missing: n01484850, n01491361, .*, \.\.\.\. Copy it again, or give --allow-subset"),
         (swap, True, ValueError, r"img_train\.tar is the tar of validation images, where a tar for each synset"),
         (cut, True, ValueError, r"img_train\.tar is damaged or was cut short \(.*\), after [\d,]+ bytes: copy it"),
+        (cut_between, True, ValueError, r"img_val\.tar is damaged or was cut short \(the block that ends a tar is not"),
         (cut_inner, True, ValueError, r"damaged or was cut short \(in n01440764\.tar: .*beyond the end"),
         (unknown_synset, True, ValueError, r"holds n99999999\.tar, but n99999999 is none of the 1,000 synsets"),
         (lambda folder, *_: shutil.rmtree(folder), True, FileNotFoundError, r"lacks ILSVRC2012_img_train\.tar and IL"),
@@ -329,6 +339,15 @@ def test_unreadable_images_are_refused_or_left_out(tmp_path, photos):
     summary = run.prepare(source, str(tmp_path / "c"), workers=1, on_error="skip", decode=True, say=silent)
     assert (sorted(summary.skipped), summary.records["train"]) == (["cat/1.jpg", "dog/2.jpg"], 7)
     assert len(records("my_photos", "train", tmp_path / "c")) == 7
+
+
+def test_a_source_that_vanishes_is_not_left_out(tmp_path, photos):
+    source = folders.list_folder(str(tmp_path / "photos"), "my_photos")
+    (tmp_path / "photos/train/cat/1.jpg").unlink()
+    with pytest.raises(
+        OSError, match=r"cat/1\.jpg can no longer be read \(.*No such file.*\): has the source been moved"
+    ):
+        run.prepare(source, str(tmp_path / "out"), workers=1, on_error="skip", say=silent)
 
 
 # Going on, and standing in the way

@@ -29,7 +29,7 @@ class RecordSource:
         try:
             example = self.records[index]
             # Of a shard that was cut short, ArrayRecord reads records of no bytes, and TFDS makes None of them.
-            return {"image": bytes(example["image"]), "label": int(example["label"])}
+            return {"image": example["image"], "label": int(example["label"])}
         except Exception as error:  # of ArrayRecord or protobuf: a damaged file
             raise UnreadableImage(f"reading failed ({self._place(index)}: {error})") from error
 

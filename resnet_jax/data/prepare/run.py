@@ -38,7 +38,8 @@ def prepare(
       source: what to prepare.
       data_dir: a local folder; "" is TFDS's own choice.
       shard_mb: MB of a shard, about.
-      workers: processes that write shards; 0: as many as there are cores.
+      workers: processes that write shards; 0: as many as there are cores. More than one are spawned, so a script
+        that calls this must do so under `if __name__ == "__main__":`.
       on_error: what to do about an unreadable image: "refuse" or "skip".
       decode: decode each image while preparing, to find the unreadable ones; else only headers are read.
       say: gets lines of progress.

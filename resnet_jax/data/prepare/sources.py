@@ -85,10 +85,13 @@ class Encoder:
         """The record, and whether the image was converted.
 
         Raises:
-          UnreadableImage: not to be had, or no image.
+          UnreadableImage: damaged, or no image.
+          OSError: the source is gone, or cannot be read; that is no fault of one image, which might be left out.
         """
         try:
             data = self.read(entry.place)
+        except (OSError, EOFError) as error:
+            raise OSError(f"{entry.key} can no longer be read ({error}): has the source been moved?") from error
         except READ_ERRORS as error:
             raise UnreadableImage(f"reading failed ({error})") from error
         image = plain_image(data, self.decode)
