@@ -602,6 +602,27 @@ print(sorted(counts.values()))
     assert done.stdout.strip() == str(expected[kind])
 
 
+NO_LOCKS = """
+import fcntl
+def refuse(*_):
+    raise OSError("no locks on this file system")
+fcntl.flock = refuse
+"""
+
+
+@pytest.mark.slow
+def test_two_at_once_do_no_harm_even_without_locks(tmp_path):
+    arguments = [*sources(tmp_path)["folder"], "--shard-mb=0.002", "--workers=1"]
+    processes = [start(*arguments, f"--data-dir={tmp_path}/out", before=NO_LOCKS) for _ in range(2)]
+    codes = [process.wait(timeout=120) for process in processes]
+    for process in processes:
+        process.stdout.close()
+    assert 0 in codes
+    assert cli.main(["prepare", *arguments, f"--data-dir={tmp_path}/out"]) == 0  # finds it whole, clears up
+    assert cli.main(["prepare", *arguments, f"--data-dir={tmp_path}/whole"]) == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
 # Places where the process kills itself: within a shard, between a shard and its report, before and after the renaming.
 MOMENTS = {
     "in a shard": "from resnet_jax.data.prepare import sources as m; name, n = 'serialize', 7",

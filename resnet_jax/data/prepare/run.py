@@ -65,10 +65,10 @@ def prepare(
                 encoder = Encoder(source.columns, source.read, source.features, decode)
                 reports = _write(work, shards, encoder, on_error == "skip", workers or os.cpu_count() or 1, say)
                 metadata.write_metadata(source, shards, reports, plan, work)
-                os.rename(work, final)
-                sync(os.path.dirname(final))
+                _publish(work, final)
     summary = metadata.summarize(final, plan)
-    shutil.rmtree(f"{work}.reports", ignore_errors=True)  # killed just here, the next call comes to this line, too
+    for rest in (work, f"{work}.reports"):  # killed just here, the next call comes to this line, too
+        shutil.rmtree(rest, ignore_errors=True)
     return summary
 
 
@@ -121,6 +121,15 @@ def _write(
             reports[shard.file] = report
             advance(shard)
     return reports
+
+
+def _publish(work: str, final: str) -> None:
+    try:
+        os.rename(work, final)
+    except OSError:
+        if not os.path.exists(final):  # where there are no locks, another preparer may have been first
+            raise
+    sync(os.path.dirname(final))
 
 
 def _check_space(work: str, shards: list[Shard]) -> None:
