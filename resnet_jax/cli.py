@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from resnet_jax import cli_inference, cli_plan, cli_verify
+from resnet_jax import cli_inference, cli_plan, cli_prepare, cli_verify
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variants import create_model, list_models
 from resnet_jax.weights import convert, formats, recognise, registry
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_verify.add_verb(verbs)
     cli_inference.add_verbs(verbs, _read)
     cli_plan.add_verb(verbs)
+    cli_prepare.add_verb(verbs)
     return parser
 
 

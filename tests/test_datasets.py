@@ -5,9 +5,11 @@ import concurrent.futures
 import hashlib
 import io
 import os
+import pathlib
 import pickle
 import subprocess
 import sys
+import tarfile
 import textwrap
 import zipfile
 
@@ -45,6 +47,15 @@ def write_zip(path, files, top=""):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
             archive.writestr(top + name, data)
+    return str(path)
+
+
+def write_tar(path, files, top="", mode="w"):
+    with tarfile.open(path, mode) as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(top + name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
     return str(path)
 
 
@@ -185,13 +196,16 @@ def test_tfds_says_how_to_prepare(data_dir, name):
 # Folders and zips
 
 
-@pytest.mark.parametrize("kind", ["folder", "folder in folder", "zip", "zip with top folder"])
-def test_folder_and_zip_hold_the_same(tmp_path, files, kind):
+@pytest.mark.parametrize(
+    "kind", ["folder", "folder in folder", "zip", "zip with top folder", "tar", "tar with top folder"]
+)
+def test_folder_zip_and_tar_hold_the_same(tmp_path, files, kind):
     if kind.startswith("folder"):
         write_folder(tmp_path / "in" if kind == "folder in folder" else tmp_path, files)
         path = str(tmp_path)
     else:
-        path = write_zip(tmp_path / "data.zip", files, "cifar/" if kind == "zip with top folder" else "")
+        write = write_tar if kind.startswith("tar") else write_zip
+        path = write(tmp_path / f"data.{kind[:3]}", files, "cifar/" if kind.endswith("with top folder") else "")
     train, test = (datasets.open_dataset("folder", split, path=path) for split in ("train", "test"))
     assert values(train) == [(0, 0), (1, 0), (2, 0), (3, 1), (4, 1)]
     assert values(test) == [(5, 0), (6, 1), (7, 1)]
@@ -205,7 +219,14 @@ def test_validation_serves_as_test(tmp_path, files, name):
     assert len(datasets.open_dataset("folder", "test", path=path)) == 3
 
 
-@pytest.mark.parametrize("write", [write_folder, lambda path, files: write_zip(path / "data.zip", files)])
+@pytest.mark.parametrize(
+    "write",
+    [
+        write_folder,
+        lambda path, files: write_zip(path / "data.zip", files),
+        lambda path, files: write_tar(path / "data.tar", files),
+    ],
+)
 def test_hidden_files_and_other_kinds_are_left_out(tmp_path, files, write):
     junk = dict.fromkeys(("train/cat/.hidden.png", "train/.git/a.png", "train/cat/notes.txt", "train/x.png"), b"junk")
     mac = {"__MACOSX/train/cat/0.png": b"junk", "train/__MACOSX/0.png": b"junk"}
@@ -219,9 +240,10 @@ def test_extensions(tmp_path, files, suffix):
     assert len(datasets.open_dataset("folder", "train", path=path)) == 5
 
 
-def test_zip_is_read_by_many_threads_and_pickles(tmp_path, files):
+@pytest.mark.parametrize("write", [write_zip, write_tar])
+def test_archives_are_read_by_many_threads_and_pickle(tmp_path, files, write):
     many = {f"{split}/a/{i:03}.png": png(i) for split in ("train", "test") for i in range(200)}
-    dataset = datasets.open_dataset("folder", "train", path=write_zip(tmp_path / "data.zip", many))
+    dataset = datasets.open_dataset("folder", "train", path=write(tmp_path / "data", many))
     dataset.source[0]
     again = pickle.loads(pickle.dumps(dataset))
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
@@ -256,17 +278,33 @@ def test_folder_refuses(tmp_path, files, change, error, message, write):
 
 
 def test_path_must_lead_somewhere(tmp_path, files):
-    with pytest.raises(ValueError, match=r"'folder' needs a path: of a folder, or of a zip"):
+    with pytest.raises(ValueError, match=r"'folder' needs a path: of a folder, or of a zip or tar"):
         datasets.open_dataset("folder", "train")
     with pytest.raises(FileNotFoundError, match=r"nowhere does not exist: give the path"):
         datasets.open_dataset("folder", "train", path=str(tmp_path / "nowhere"))
     (tmp_path / "notes.txt").write_text("no zip")
-    with pytest.raises(ValueError, match=r"notes\.txt is neither a folder nor a zip"):
+    with pytest.raises(ValueError, match=r"notes\.txt is neither a folder nor a zip nor a tar"):
         datasets.open_dataset("folder", "train", path=str(tmp_path / "notes.txt"))
     whole = write_zip(tmp_path / "data.zip", files)
     (tmp_path / "half.zip").write_bytes((tmp_path / "data.zip").read_bytes()[: os.path.getsize(whole) // 2])
     with pytest.raises(ValueError, match=r"half\.zip looks like a zip that was cut short .*copy it again"):
         datasets.open_dataset("folder", "train", path=str(tmp_path / "half.zip"))
+
+
+def test_tars_that_cannot_be_read(tmp_path, files):
+    with pytest.raises(ValueError, match=r"data\.tar\.gz is a compressed tar, .*unpack it, or decompress it"):
+        datasets.open_dataset("folder", "train", path=write_tar(tmp_path / "data.tar.gz", files, mode="w:gz"))
+    path = pathlib.Path(write_tar(tmp_path / "data.tar", files))
+    whole = path.read_bytes()
+    for size in (5000, 5120):  # in a member, and between two
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"data\.tar looks like a tar that was cut short .*copy it again"):
+            datasets.open_dataset("folder", "train", path=str(path))
+    path.write_bytes(whole)
+    dataset = datasets.open_dataset("folder", "train", path=str(path))
+    path.write_bytes(whole[:1000])
+    with pytest.raises(UnreadableImage, match=r"reading failed \(.*data\.tar ends before byte"):
+        dataset.source[4]
 
 
 def test_damaged_member_and_vanished_file_are_unreadable(tmp_path, files):
@@ -333,7 +371,7 @@ def test_synthetic_refuses(kwargs, message):
 @pytest.mark.parametrize(
     ("name", "split", "path", "message"),
     [
-        ("cifar10", "train", "", r"'cifar10' is not known: use one of 'digits', 'folder', 'synthetic', 'tfds:NAME'"),
+        ("cifar", "train", "", r"'cifar' is not known: use one of 'digits', 'folder', 'synthetic', .*, 'tfds:NAME'"),
         ("digits", "val", "", r"split='val' is not known: use 'train' or 'test'"),
         (
             "digits",

@@ -55,9 +55,11 @@ ALLOWED = {
     },
     "resnet_jax.cli_plan": {"resnet_jax.training", "resnet_jax.models"},
     "resnet_jax.cli_verify": {"resnet_jax.data", "resnet_jax.weights"},
+    "resnet_jax.cli_prepare": {"resnet_jax.data"},
     "resnet_jax.cli": {
         "resnet_jax.cli_inference",
         "resnet_jax.cli_plan",
+        "resnet_jax.cli_prepare",
         "resnet_jax.cli_verify",
         "resnet_jax.training",
         "resnet_jax.data",

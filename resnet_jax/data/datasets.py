@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from resnet_jax.data.images import UnreadableImage
 
 TFDS_PREFIX = "tfds:"
-KNOWN = ("digits", "folder", "synthetic", TFDS_PREFIX + "NAME")
+PREPARABLE = ("imagenet2012", "cifar10", "cifar100")  # TFDS data sets that `resnet-jax prepare` makes
+KNOWN = ("digits", "folder", "synthetic", *PREPARABLE, TFDS_PREFIX + "NAME")
 SPLITS = ("train", "test")
 
 
@@ -107,11 +108,12 @@ def open_dataset(
     """Opens one split of a data set; the digits are prepared on first use.
 
     Args:
-      name: "digits" (scikit-learn's handwritten digits, 8x8 grey), "folder" (of images, or a zip of one), "synthetic"
-        (made up, with something to learn in it), or "tfds:NAME", which TFDS has prepared as ArrayRecord.
+      name: "digits" (scikit-learn's handwritten digits, 8x8 grey), "folder" (of images, or a zip or tar of one),
+        "synthetic" (made up, with something to learn in it), "imagenet2012", "cifar10" or "cifar100", or "tfds:NAME":
+        prepared as ArrayRecord by `resnet-jax prepare` or by TFDS.
       split: "train" or "test". Where a folder or TFDS data set has no test split, its validation split is used.
-      path: "folder" only: the folder or zip that holds {train,test}/CLASS/*.jpg.
-      data_dir: "digits" and "tfds:NAME" only: where TFDS keeps prepared data; "" is TFDS's own choice.
+      path: "folder" only: the folder, zip or tar that holds {train,test}/CLASS/*.jpg.
+      data_dir: "digits" and prepared data only: where TFDS keeps prepared data; "" is TFDS's own choice.
       image_size: "synthetic" only: pixels, height and width.
       channels: "synthetic" only: 1 or 3.
       num_examples: "synthetic" only: size of the split.
@@ -139,7 +141,7 @@ def open_dataset(
         from resnet_jax.data.digits import open_digits
 
         return open_digits(split, data_dir)
-    if name.startswith(TFDS_PREFIX):
+    if name in PREPARABLE or name.startswith(TFDS_PREFIX):
         from resnet_jax.data.records import open_tfds
 
         return open_tfds(name.removeprefix(TFDS_PREFIX), split, data_dir)
