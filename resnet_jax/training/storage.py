@@ -137,7 +137,7 @@ def _named(path: epath.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # each client of a bucket has errors of its own
-        reason = getattr(error, "strerror", None) or error or type(error).__name__
+        reason = " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
         raise NotWritten(
             f"{path} could not be written: {reason}. No checkpoint is touched by this: make room, or mend what is "
             "named, and start the same command again; it goes on from the newest checkpoint."
