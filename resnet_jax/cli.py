@@ -2,13 +2,13 @@
 
 import argparse
 import os
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from resnet_jax import cli_inference, cli_plan, cli_prepare, cli_verify
 from resnet_jax.models.resnet import ResNet
@@ -97,7 +97,7 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    out = pathlib.Path(arguments.out).expanduser()
+    out = epath.Path(arguments.out).expanduser()
     if out.exists() and not arguments.force:
         raise ValueError(f"{out} exists: choose another --out, or give --force to replace it.")
     model, variables = _read(
@@ -155,7 +155,7 @@ def _read_tensors(source: str, *, ema: bool = False, keep_dtype: bool = False) -
     return convert.upcast_halves(tensors)
 
 
-def _read_back(out: pathlib.Path, model: ResNet) -> Variables:
+def _read_back(out: epath.Path, model: ResNet) -> Variables:
     if out.is_file():
         return convert.from_torch(model, formats.load_state_dict(out))
     from resnet_jax.training import checkpoint
@@ -164,7 +164,7 @@ def _read_back(out: pathlib.Path, model: ResNet) -> Variables:
     return variables
 
 
-def _write(out: pathlib.Path, model: ResNet, variables: Variables) -> None:
+def _write(out: epath.Path, model: ResNet, variables: Variables) -> None:
     if out.suffix in (".safetensors", *formats.TORCH_SUFFIXES):
         formats.save_state_dict(out, convert.to_torch(model, variables))
         return

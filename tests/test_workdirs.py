@@ -47,6 +47,20 @@ def test_no_workdir_is_said():
         workdirs.claim("", CONFIG)
 
 
+def test_a_store_where_a_checkpoint_could_be_half_there_is_refused():
+    with pytest.raises(ValueError, match=r"s3://bucket/run: elsewhere than on a disk or in gs://"):
+        workdirs.claim("s3://bucket/run", CONFIG)
+
+
+def test_a_bucket_without_its_client_names_what_to_install(monkeypatch):
+    def missing(path):
+        raise ImportError("Please install gcsfs")
+
+    monkeypatch.setattr(type(epath.Path("/")), "read_bytes", missing)
+    with pytest.raises(OSError, match=r"gs://b/run/config\.json lies in a bucket: pip install 'resnet-linen\[gcs\]'"):
+        workdirs.claim("gs://b/run", CONFIG)
+
+
 def test_a_full_disk_names_the_file_and_keeps_what_was_there(tmp_path, monkeypatch):
     workdirs.claim(str(tmp_path), CONFIG)
     before = (tmp_path / "config.json").read_bytes()

@@ -54,11 +54,17 @@ def write_whole(path: epath.Path, content: bytes) -> None:
 
 
 def read_if_there(path: epath.Path) -> bytes | None:
-    """What a file holds; None where there is none."""
+    """What a file holds; None where there is none.
+
+    Raises:
+      OSError: it cannot be read, or lies in a bucket whose client is not installed.
+    """
     try:
         return path.read_bytes()
     except FileNotFoundError:
         return None
+    except ImportError as error:
+        raise OSError(f"{path} lies in a bucket: pip install 'resnet-linen[gcs]' for its client ({error}).") from error
 
 
 def open_log(name: Callable[[int], epath.Path], *, part: int = 0, header: bytes = b"") -> Log:
@@ -131,7 +137,7 @@ def _named(path: epath.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # each client of a bucket has errors of its own
-        reason = getattr(error, "strerror", None) or error or type(error).__name__
+        reason = " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
         raise NotWritten(
             f"{path} could not be written: {reason}. No checkpoint is touched by this: make room, or mend what is "
             "named, and start the same command again; it goes on from the newest checkpoint."

@@ -44,11 +44,15 @@ def claim(workdir: str, config: Any, *, writes: bool = True) -> None:
       writes: False on every process but the first: it only compares.
 
     Raises:
-      ValueError: no workdir, or one whose config.json differs in a key that is not in `FREE_KEYS`.
+      ValueError: no workdir, one in a store that is not safe, or one whose config.json differs in a key that is not
+        in `FREE_KEYS`.
       NotWritten: disk full, no permission, bucket gone.
     """
     if not workdir:
         raise ValueError("a run needs a folder of its own: give --workdir=DIR.")
+    if storage.is_bucket(workdir) and not workdir.startswith("gs://"):
+        # Orbax marks a checkpoint as whole in gs:// alone; elsewhere it renames, which an object store does not have.
+        raise ValueError(f"{workdir}: elsewhere than on a disk or in gs:// a kill could leave half a checkpoint.")
     path = epath.Path(workdir) / CONFIG
     text = json.dumps(json.loads(config.to_json_best_effort()), indent=2) + "\n"
     there = storage.read_if_there(path)

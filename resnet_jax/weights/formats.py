@@ -90,6 +90,8 @@ def save_state_dict(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarra
     file = pathlib.Path(path).expanduser()
     if file.suffix not in (".safetensors", *TORCH_SUFFIXES):
         raise WeightFileError(f"{path}: weights are written as .safetensors or .pth; give a name that ends so.")
+    if "://" in str(path):
+        raise WeightFileError(f"{path}: weights are written to a disk; write them there and copy them to the bucket.")
     file.parent.mkdir(parents=True, exist_ok=True)
     plain = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     with _replacing(file) as temporary:
@@ -102,6 +104,8 @@ def save_state_dict(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarra
 def holds_weights(path: str | os.PathLike[str]) -> bool:
     """Whether `load_state_dict` is to read `path`: a file, or a folder with weights under their usual names."""
     place = pathlib.Path(path).expanduser()
+    if "://" in str(path):  # a bucket, where workdirs and folders of variables lie, but no file that this could read
+        return place.suffix in (".safetensors", *TORCH_SUFFIXES)
     return not place.is_dir() or bool(_in_folder(place))
 
 
