@@ -61,5 +61,5 @@ $(VENV)/fast.stamp: $(VENV)/train.stamp
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/fast.stamp
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[train,torch,dev]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[train,torch,gcs,tpu,dev]"
 	@touch $@

@@ -39,7 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.kwargs.param_dtype = "float32"  # of the parameters
 
     config.data = ml_collections.ConfigDict()
-    config.data.name = "digits"  # "digits", "folder", "synthetic", "tfds:NAME"
+    config.data.name = "digits"  # "digits", "folder", "synthetic", "imagenet2012", "cifar10", "cifar100", "tfds:NAME"
     config.data.path = ""  # of an image folder or a zip of one: PATH/{train,test}/CLASS/*.jpg
     config.data.data_dir = ""  # where TFDS keeps prepared data; "": ~/tensorflow_datasets
     config.data.num_examples = 1024  # "synthetic" only: size of each split

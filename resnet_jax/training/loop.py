@@ -107,8 +107,8 @@ def dry_run(config: ml_collections.ConfigDict) -> list[str]:
     with contextlib.closing(experiment.train_batches(run, 0)) as batches:
         batch = next(batches)
     return [
-        f"data         {run.config.data.name}: {run.facts.num_train:,} images to train on, {run.facts.num_test:,} to test "
-        f"on, {run.facts.num_classes} classes; fingerprint {run.config.data.fingerprint}",
+        f"data         {run.config.data.name}: {run.facts.num_train:,} images to train on, {run.facts.num_test:,} to "
+        f"test on, {run.facts.num_classes} classes; fingerprint {run.config.data.fingerprint}",
         f"batch        {run.config.batch_size} images, {len(batch['label'])} on this host, {batch['image'].shape[1:]}",
         f"run          {run.num_steps:,} steps, {run.steps_per_epoch:,} an epoch",
         *plan.describe(plan.analyse(run)),
