@@ -20,6 +20,11 @@ def _cv2() -> Any:
     return cv2
 
 
+def version() -> str:
+    """OpenCV's."""
+    return str(_cv2().__version__)
+
+
 def read_header(data: bytes, channels: int) -> jpeg.Header | None:
     """The header of a JPEG that OpenCV decodes to `channels`; None stands for whatever is left to `images.decode`.
 

@@ -99,7 +99,7 @@ class TrainTransform:
     def __call__(self, image: ImageArray, rng: np.random.Generator) -> ImageArray:
         """Augments uint8 [height, width, channels]."""
         if self.crop == "resized":
-            return self._finish(cut_window(image, sample_window(image.shape[0], image.shape[1], rng)), rng)
+            return self.finish(cut_window(image, sample_window(image.shape[0], image.shape[1], rng)), rng)
         image = _fit(image, self.image_size, self.image_size)
         if self.crop == "pad":
             image = pad_and_crop(image, rng, self.padding, self.fill)
@@ -117,9 +117,10 @@ class TrainTransform:
         if header is None:
             return self(images.decode(data, channels), rng)
         window = sample_window(header.height, header.width, rng)
-        return self._finish(opencv.decode_window(data, header, window, self.image_size, channels), rng)
+        return self.finish(opencv.decode_window(data, header, window, self.image_size, channels), rng)
 
-    def _finish(self, window: ImageArray, rng: np.random.Generator) -> ImageArray:
+    def finish(self, window: ImageArray, rng: np.random.Generator) -> ImageArray:
+        """A window, resized and perhaps mirrored."""
         if self.decoder == "pillow":
             image = resize(window, self.image_size, self.image_size, "bilinear")
             return random_flip(image, rng) if self.flip else image
