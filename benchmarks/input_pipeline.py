@@ -5,7 +5,8 @@ python benchmarks/input_pipeline.py --rounds=7 --seconds=4
 From encoded bytes in memory to uint8 batches of 128 at 224 pixels: decoded, a random window resized, half of them
 mirrored, stacked; no normalisation in either. In each round every pipeline delivers batches for so many seconds, the
 next starting where the last one stopped; medians are printed, and the median of the rounds' ratios to the best of
-torchvision. Only the ratios mean anything on a machine that others share.
+torchvision. On a machine that others share, only the ratios of images to each second of a core mean anything: the
+scheduler gives each process a share of its own.
 
 The JPEGs are windows of scikit-learn's two photographs with noise like a sensor's, in sizes as in ImageNet (most of
 them 500 x 375), 4:2:0, of about 110 kB: what takes a decoder's time is the number of pixels and of bytes.
@@ -16,8 +17,8 @@ import dataclasses
 import functools
 import io
 import itertools
+import multiprocessing
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -141,17 +142,28 @@ def make_pipelines(files: list[bytes], cores: int) -> dict[str, Callable[[], Ite
 # Measuring ----------------------------------------------------------------------------------------------
 
 
-def rate(start: Callable[[], Iterator[np.ndarray]], seconds: float) -> float:
-    """Images a second, after the first batches: a pipeline that reads ahead must not be paid for what it had ready."""
+def core_seconds() -> float:
+    """Time that this process and its living workers have computed for. Linux only."""
+    total = time.process_time()
+    for worker in multiprocessing.active_children():
+        with open(f"/proc/{worker.pid}/stat") as file:
+            user, system = file.read().rpartition(")")[2].split()[11:13]
+        total += (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def rates_of(start: Callable[[], Iterator[np.ndarray]], seconds: float) -> tuple[float, float]:
+    """Images a second, and for each second of a core, once the batches that were made ahead are used up."""
     batches = start()
     for _ in range(3):
         assert next(batches).dtype == np.uint8
-    begin, number = time.perf_counter(), 0
+    begin, computed, number = time.perf_counter(), core_seconds(), 0
     while (elapsed := time.perf_counter() - begin) < seconds:
         assert next(batches).size == BATCH * SIZE * SIZE * 3
         number += BATCH
+    computed = core_seconds() - computed
     batches.close()  # type: ignore[attr-defined]
-    return number / elapsed
+    return number / elapsed, number / computed
 
 
 def split_of_time(files: list[bytes], rounds: int) -> dict[str, float]:
@@ -186,6 +198,20 @@ def split_of_time(files: list[bytes], rounds: int) -> dict[str, float]:
     return best
 
 
+def print_rates(rates: dict[str, np.ndarray]) -> None:
+    """The table; each rate beside its ratio to the best of torchvision. `rates`: [rounds, 2]."""
+    rivals = {name: np.median(values, axis=0) for name, values in rates.items() if "torchvision" in name}
+    print(f"{'':<36}{'images/s':>20}{'ratio':>7}{'images/core-second':>24}{'ratio':>7}")
+    for name, values in rates.items():
+        line = f"{name:<36}"
+        for clock, room in enumerate((20, 24)):
+            best = max(rivals, key=lambda rival: rivals[rival][clock], default=name)
+            ratio = np.median(values[:, clock] / rates[best][:, clock])
+            low, middle, high = np.percentile(values[:, clock], (0, 50, 100))
+            line += f"{f'{middle:.0f} ({low:.0f} to {high:.0f})':>{room}}{ratio:>7.2f}"
+        print(line)
+
+
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -200,16 +226,11 @@ def main() -> None:
     print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, OpenCV {opencv.version()}")
     pipelines = make_pipelines(files, arguments.cores)
     pipelines = {name: start for name, start in pipelines.items() if arguments.only in name}
-    rates: dict[str, list[float]] = {name: [] for name in pipelines}
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in pipelines}
     for _ in range(arguments.rounds):
         for name, start in pipelines.items():
-            rates[name].append(rate(start, arguments.seconds))
-    rivals = {name: statistics.median(values) for name, values in rates.items() if "torchvision" in name}
-    best = max(rivals, key=rivals.__getitem__, default="")
-    for name, values in rates.items():
-        ratio = statistics.median(a / b for a, b in zip(values, rates[best], strict=True)) if best else float("nan")
-        spread = f"({min(values):.0f} to {max(values):.0f})"
-        print(f"{name:<38}{statistics.median(values):>6.0f} images/s  {spread:<16}{ratio:>6.2f}")
+            rates[name].append(rates_of(start, arguments.seconds))
+    print_rates({name: np.array(values) for name, values in rates.items()})
     if not arguments.only:
         print("microseconds of a core for each image, opencv:")
         for name, spent in split_of_time(files, 3 * arguments.rounds).items():
