@@ -5,6 +5,7 @@ PyTorch sees the very pixels it was trained on.
 """
 
 import functools
+import importlib
 import io
 import logging
 import os
@@ -23,10 +24,42 @@ ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | ImageArray
 MODES = {1: "L", 3: "RGB"}
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 MAX_RESIZED = 64_000_000  # pixels
+DECODERS = ("opencv", "pillow")  # of training images; evaluation is Pillow's alone
 
 
 class UnreadableImage(ValueError):
     """One example cannot be had: its bytes are not there, are no whole image, or one too large or long to handle."""
+
+
+def resolve_decoder(name: str) -> str:
+    """The decoder of training images that a name stands for: "auto" is "opencv" where it can be imported.
+
+    The two give slightly different pixels, so the answer belongs to what is recorded of a run.
+
+    Args:
+      name: "auto", "opencv" or "pillow".
+
+    Returns:
+      "opencv" or "pillow".
+
+    Raises:
+      ValueError: an unknown name.
+      ImportError: "opencv", and it cannot be imported.
+    """
+    if name not in ("auto", *DECODERS):
+        raise ValueError(f"decoder={name!r} is not known: use 'auto', 'opencv' or 'pillow'.")
+    if name == "pillow":
+        return name
+    try:
+        importlib.import_module("cv2")
+    except ImportError as error:
+        if name == "auto":
+            return "pillow"
+        raise ImportError(
+            f"decoder='opencv' needs OpenCV, which cannot be imported ({error}): pip install opencv-python-headless, "
+            "or use 'pillow', whose pixels differ slightly."
+        ) from error
+    return "opencv"
 
 
 # Opening ------------------------------------------------------------------------------------------------

@@ -117,12 +117,23 @@ def eval_batches(
     return _iterate(rows, 0, num_threads, num_workers)
 
 
-def _augment(transform: Callable[..., np.ndarray], seed: int, image: np.ndarray, position: int) -> np.ndarray:
-    return transform(image, np.random.default_rng((seed, position)))
+Image = np.ndarray | bytes  # decoded, or an encoded file
 
 
-def _evaluate(transform: Callable[..., np.ndarray], image: np.ndarray, position: int) -> np.ndarray:
-    return transform(image)
+def _augment(transform: Callable[..., np.ndarray], seed: int, image: Image, channels: int, position: int) -> np.ndarray:
+    rng = np.random.default_rng((seed, position))
+    if isinstance(image, bytes) and hasattr(transform, "from_encoded"):  # it may not need all of the image
+        augmented: np.ndarray = transform.from_encoded(image, channels, rng)
+        return augmented
+    return transform(_decoded(image, channels), rng)
+
+
+def _evaluate(transform: Callable[..., np.ndarray], image: Image, channels: int, position: int) -> np.ndarray:
+    return transform(_decoded(image, channels))
+
+
+def _decoded(image: Image, channels: int) -> np.ndarray:
+    return decode(image, channels) if isinstance(image, bytes) else image
 
 
 # Rows ---------------------------------------------------------------------------------------------------
@@ -150,7 +161,7 @@ class _Rows:
     order: Sequence[int] | grain.MapDataset  # position in the stream -> index of the example
     host: _Host
     num_batches: int
-    transform: Callable[[np.ndarray, int], np.ndarray]  # of image and position
+    transform: Callable[[Image, int, int], np.ndarray]  # of image, channels and position
     on_error: str
 
     def __len__(self) -> int:
@@ -163,7 +174,7 @@ class _Rows:
         index = int(self.order[position])
         try:
             image, label = self._read(index)
-            return _row(self.transform(image, position), label, 1)
+            return _row(self.transform(image, self.dataset.channels, position), label, 1)
         except UnreadableImage as error:
             origin = self.dataset.source.origin(index)
             if self.on_error == "refuse":
@@ -173,7 +184,7 @@ class _Rows:
             _warn_once(origin, error)
             return _row(self._blank, 0, 0)
 
-    def _read(self, index: int) -> tuple[np.ndarray, int]:
+    def _read(self, index: int) -> tuple[Image, int]:
         example = self.dataset.source[index]
         image, label = example["image"], example["label"]
         if not 0 <= label < self.dataset.num_classes:
@@ -181,17 +192,32 @@ class _Rows:
                 f"{self.dataset.source.origin(index)}: label {label}, but {self.dataset.name!r} has "
                 f"{self.dataset.num_classes} classes, 0..{self.dataset.num_classes - 1}."
             )
-        return decode(image, self.dataset.channels) if isinstance(image, bytes) else image, label
+        return image, label
 
     @functools.cached_property
     def _blank(self) -> np.ndarray:
         """Zeros in the shape of a transformed image, which only a transformed image can tell."""
         for index in range(len(self.dataset)):
             try:
-                return np.zeros_like(self.transform(self._read(index)[0], 0))
+                return np.zeros_like(self.transform(self._read(index)[0], self.dataset.channels, 0))
             except UnreadableImage:
                 continue
         raise ValueError(f"none of the {len(self.dataset)} images of {self.dataset.name!r} can be read.")
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class _Stacked:
+    """This host's batches: `rows`, so many at a time. Grain's own batching would cost as much as a flip for each."""
+
+    rows: _Rows
+
+    def __len__(self) -> int:
+        return self.rows.num_batches
+
+    def __getitem__(self, step: int) -> Batch:
+        size = self.rows.host.rows
+        rows = [self.rows[row] for row in range(step * size, (step + 1) * size)]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _row(image: np.ndarray, label: int, mask: int) -> dict[str, Any]:
@@ -212,7 +238,7 @@ def _warn_once(origin: str, error: UnreadableImage) -> None:
 
 def _iterate(rows: _Rows, start_step: int, num_threads: int, num_workers: int) -> Batches:
     # Batched before it becomes an iterator: then threads and workers are given whole batches, by their number.
-    batches = grain.MapDataset.source(rows).batch(rows.host.rows, drop_remainder=True)[start_step:]
+    batches = grain.MapDataset.source(_Stacked(rows))[start_step:]
     iterable = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads))
     if num_workers:
         if not flags.FLAGS.is_parsed():  # in a notebook or a test; Grain reads flags to start its workers

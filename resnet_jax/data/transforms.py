@@ -4,7 +4,6 @@ All randomness comes from the `numpy.random.Generator` that is passed.
 """
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -12,88 +11,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from resnet_jax.data import images
+from resnet_jax.data import images, opencv
+from resnet_jax.data.augment import cut_window, flip_coin, pad_and_crop, random_flip, sample_window
+from resnet_jax.data.augment import random_resized_crop as random_resized_crop
 from resnet_jax.data.images import ImageArray, ImageLike, center_crop, resize, resize_shorter
 from resnet_jax.data.images import UnreadableImage as UnreadableImage
 
 CROPS = ("pad", "resized", "none")
 
-# Augmentation -------------------------------------------------------------------------------------------
-
-
-def pad_and_crop(image: ImageArray, rng: np.random.Generator, padding: int, fill: tuple[int, ...] = (0,)) -> ImageArray:
-    """Adds `padding` pixels of colour `fill` on each side and cuts a window of the old size at a random place.
-
-    Args:
-      image: uint8 [height, width, channels].
-      rng: source of the window's place; all (2 padding + 1)^2 places are equally likely.
-      padding: pixels on each side.
-      fill: colour, 0..255 for each channel, or one number for all. The data set's mean colour is 0 once normalised.
-
-    Raises:
-      ValueError: `fill` has neither one entry nor one for each channel.
-
-    Reference: He et al. 2015, arXiv:1512.03385, section 4.2.
-    """
-    height, width, channels = image.shape
-    if len(fill) not in (1, channels):
-        raise ValueError(
-            f"fill={fill} has {len(fill)} entries, but the image has {channels} channels: give one for each, or one."
-        )
-    padded = np.empty((height + 2 * padding, width + 2 * padding, channels), np.uint8)
-    padded[:] = fill
-    padded[padding : padding + height, padding : padding + width] = image
-    top, left = rng.integers(2 * padding + 1, size=2)
-    return padded[top : top + height, left : left + width]
-
-
-def random_flip(image: ImageArray, rng: np.random.Generator) -> ImageArray:
-    """Mirrors left and right, with probability one half."""
-    return image[:, ::-1] if rng.random() < 0.5 else image
-
-
-def random_resized_crop(
-    image: ImageArray,
-    rng: np.random.Generator,
-    size: int,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> ImageArray:
-    """Cuts a window of random area and shape and resizes it to `size` x `size`, as torchvision's `RandomResizedCrop`.
-
-    Args:
-      image: uint8 [height, width, channels].
-      rng: source of area, shape and place.
-      size: pixels, height and width of the result.
-      scale: area of the window as a part of the image's, least and greatest.
-      ratio: width / height of the window, least and greatest; uniform in its logarithm.
-
-    Reference: Szegedy et al. 2014, arXiv:1409.4842, section 6.
-    """
-    top, left, height, width = sample_window(image.shape[0], image.shape[1], rng, scale, ratio)
-    return resize(image[top : top + height, left : left + width], size, size, "bilinear")
-
-
-def sample_window(
-    height: int, width: int, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
-) -> tuple[int, int, int, int]:
-    """A random window (top, left, height, width): the first of ten tries that fits, else the largest in the middle."""
-    for _ in range(10):
-        area = height * width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-    w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
-    return (height - h) // 2, (width - w) // 2, h, w
-
-
 # What the pipeline calls --------------------------------------------------------------------------------
 
 
 def train_transform(
-    image_size: int, *, crop: str = "pad", padding: int = 4, flip: bool = True, fill: tuple[int, ...] = (0,)
-) -> Callable[[ImageArray, np.random.Generator], ImageArray]:
+    image_size: int,
+    *,
+    crop: str = "pad",
+    padding: int = 4,
+    flip: bool = True,
+    fill: tuple[int, ...] = (0,),
+    decoder: str = "pillow",
+) -> "TrainTransform":
     """Augmentation as a picklable function of (image, rng); the result is `image_size` x `image_size`.
 
     Args:
@@ -103,9 +40,12 @@ def train_transform(
       padding: pixels on each side; "pad" only.
       flip: mirror half of the images.
       fill: colour of the padding, 0..255, for each channel or for all; "pad" only.
+      decoder: "opencv" or "pillow"; "resized" only, the others are Pillow's. The windows are the same, the pixels are
+        not quite: a run keeps to one. `images.resolve_decoder` chooses.
 
     Raises:
-      ValueError: an unknown `crop`, or a number out of range.
+      ValueError: an unknown `crop` or decoder, or a number out of range.
+      ImportError: the decoder "opencv" without OpenCV.
     """
     _check_positive("image_size", image_size)
     if crop not in CROPS:
@@ -114,7 +54,10 @@ def train_transform(
         raise ValueError(f"padding={padding} pixels must be 0 or more.")
     if not fill or not all(0 <= value <= 255 for value in fill):
         raise ValueError(f"fill={fill} must be numbers in 0..255, one for each channel, or one for all.")
-    return _Train(image_size, crop, padding, flip, tuple(fill))
+    if decoder not in images.DECODERS:
+        known = " or ".join(map(repr, images.DECODERS))
+        raise ValueError(f"decoder={decoder!r} is not known here: use {known}, or what images.resolve_decoder gives.")
+    return TrainTransform(image_size, crop, padding, flip, tuple(fill), images.resolve_decoder(decoder))
 
 
 def eval_transform(
@@ -143,21 +86,46 @@ def eval_transform(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Train:
+class TrainTransform:
+    """What `train_transform` makes."""
+
     image_size: int
     crop: str
     padding: int
     flip: bool
     fill: tuple[int, ...]
+    decoder: str
 
     def __call__(self, image: ImageArray, rng: np.random.Generator) -> ImageArray:
+        """Augments uint8 [height, width, channels]."""
         if self.crop == "resized":
-            image = random_resized_crop(image, rng, self.image_size)
-        else:
-            image = _fit(image, self.image_size, self.image_size)
+            return self.finish(cut_window(image, sample_window(image.shape[0], image.shape[1], rng)), rng)
+        image = _fit(image, self.image_size, self.image_size)
         if self.crop == "pad":
             image = pad_and_crop(image, rng, self.padding, self.fill)
         return random_flip(image, rng) if self.flip else image
+
+    def from_encoded(self, data: bytes, channels: int, rng: np.random.Generator) -> ImageArray:
+        """Augments the bytes of a file: as the decoded image, but of a JPEG OpenCV decodes no more than it needs.
+
+        Raises:
+          UnreadableImage: not an image, or not all of one.
+        """
+        header = None
+        if self.crop == "resized" and self.decoder == "opencv":
+            header = opencv.read_header(data, channels)
+        if header is None:
+            return self(images.decode(data, channels), rng)
+        window = sample_window(header.height, header.width, rng)
+        return self.finish(opencv.decode_window(data, header, window, self.image_size, channels), rng)
+
+    def finish(self, window: ImageArray, rng: np.random.Generator) -> ImageArray:
+        """A window, resized and perhaps mirrored."""
+        if self.decoder == "pillow":
+            image = resize(window, self.image_size, self.image_size, "bilinear")
+            return random_flip(image, rng) if self.flip else image
+        image = opencv.resize(window, self.image_size)
+        return opencv.flip(image) if self.flip and flip_coin(rng) else image
 
 
 @dataclasses.dataclass(frozen=True)
