@@ -48,6 +48,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.mean = (0.3058,)  # of each channel of the training split, in units of full scale
     config.data.std = (0.3761,)  # likewise, over all pixels
     config.data.crop = "pad"  # "pad" and crop, "resized" (random-resized), "none"
+    config.data.decoder = "auto"  # of "resized": "opencv", "pillow", or "auto": the first where it is installed
     config.data.padding = 1  # pixels of mean colour on each side, before the random crop
     config.data.flip = False  # mirror half of the images
     config.data.on_error = "refuse"  # an unreadable image: "refuse" to go on, or "skip" it, counted

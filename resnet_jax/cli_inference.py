@@ -234,7 +234,7 @@ def _dataset(arguments: argparse.Namespace, net: Net) -> datasets.Dataset:
     if name not in datasets.KNOWN and not name.startswith(datasets.TFDS_PREFIX):
         if not pathlib.Path(name).expanduser().exists():
             known = ", ".join(map(repr, datasets.KNOWN))
-            raise FileNotFoundError(f"--data={name} is neither a data set ({known}) nor an existing folder, zip or tar.")
+            raise FileNotFoundError(f"--data={name} is neither a data set ({known}) nor a folder, zip or tar there.")
         return datasets.open_dataset("folder", arguments.split, path=name)
     return datasets.open_dataset(
         name,

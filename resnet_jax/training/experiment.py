@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from resnet_jax.data import datasets, pipeline, transforms
+from resnet_jax.data import datasets, images, pipeline, transforms
 from resnet_jax.models import variants
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.training import checkpoint, optimizer
@@ -92,6 +92,8 @@ def design(
     """
     config = ml_collections.ConfigDict(config.copy_and_resolve_references())
     config.model.num_classes = config.model.num_classes or facts.num_classes
+    # Recorded with the run, for the two give slightly different pixels. Other crops are Pillow's alone.
+    config.data.decoder = images.resolve_decoder(config.data.decoder if config.data.crop == "resized" else "pillow")
     num_devices = len(devices) if devices is not None else jax.device_count()
     _check(config, facts, num_devices)
     steps_per_epoch = facts.num_train // config.batch_size
@@ -124,7 +126,12 @@ def train_batches(run: Run, start_step: int) -> Any:
         run.train_data,
         batch_size=run.config.batch_size,
         transform=transforms.train_transform(
-            data.image_size, crop=data.crop, padding=data.padding, flip=data.flip, fill=fill
+            data.image_size,
+            crop=data.crop,
+            padding=data.padding,
+            flip=data.flip,
+            fill=fill,
+            decoder=data.decoder,
         ),
         seed=run.config.seed,
         start_step=start_step,
