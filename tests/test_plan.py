@@ -200,7 +200,7 @@ def test_unusable_input_is_one_message(flags, message, tiny, capsys):
 
 
 def test_a_config_that_is_not_there_is_named(capsys):
-    assert "configs/none.py" in refused(capsys, "--config=configs/none.py", "--topology=v5e:2x2")
+    assert "there is no file configs/none.py" in refused(capsys, "--config=configs/none.py", "--topology=v5e:2x2")
 
 
 def test_the_dialect_of_flags_is_that_of_the_training_script(tiny):

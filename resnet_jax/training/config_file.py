@@ -20,7 +20,10 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     Raises:
       ValueError: no such file, one that defines no config, an unknown flag or key, or a value of another type.
     """
-    root = pathlib.Path(path.rpartition(".py")[0] + ".py").absolute().parent
+    file = pathlib.Path(path.rpartition(".py")[0] + ".py")
+    if not file.is_file():
+        raise ValueError(f"--config={path}: there is no file {file}.")
+    root = file.absolute().parent
     while (root / "__init__.py").exists():
         root = root.parent
     if str(root) not in sys.path:
