@@ -123,7 +123,8 @@ def _header(subject: Subject) -> Iterator[str]:
     config, devices = subject.experiment.config, subject.devices
     hosts, count = len({device.process_index for device in devices}), chips.count_chips(devices)
     cores = f" with {len(devices) // count} devices each" if len(devices) > count else ""
-    yield f"topology     {subject.topology}: {count} chips ({devices[0].device_kind}){cores}, {hosts} hosts"
+    spread = f"{count} chips ({devices[0].device_kind}){cores}, {hosts} {'hosts' if hosts > 1 else 'host'}"
+    yield f"topology     {subject.topology}: {spread}"
     size, kwargs = config.data.image_size, config.model.kwargs
     yield (
         f"step         {config.model.name}, {kwargs.get('dtype') or 'float32'}, {size}x{size}, "

@@ -81,6 +81,24 @@ def test_batch_norm_in_training_mode_equals_pytorch(norm, shape, x64):
     np.testing.assert_allclose(ours * (1 if norm == "batch_unbiased" else n / (n - 1)), theirs, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "ratio", "tolerance"),
+    # float32's 24 bits would lose 20 of its variance at this ratio in one pass. Of bfloat16's 8 bits nothing is left
+    # at 2^8, and to lose a variance's bits in one pass takes more than that.
+    [("float32", 1000.0, 1e-5), ("bfloat16", 1.0, 1e-5), ("bfloat16", 64.0, 2**-9), ("bfloat16", 256.0, 2**-6)],
+)
+def test_the_variance_is_as_exact_as_the_values_allow(dtype, ratio, tolerance):
+    x = jnp.asarray(ratio + np.random.default_rng(0).standard_normal((32, 16, 16, 4)), dtype)
+    layer = norms.bind_norm("batch", train=True, axis_name=None, dtype=dtype)()
+    variables = {
+        "params": {"scale": jnp.ones(4), "bias": jnp.zeros(4)},
+        "batch_stats": {"mean": jnp.zeros(4), "var": jnp.zeros(4)},
+    }
+    _, updates = jax.jit(functools.partial(layer.apply, mutable=["batch_stats"]))(variables, x)
+    expected = np.asarray(x, np.float64).var((0, 1, 2))
+    np.testing.assert_allclose(10 * np.asarray(updates["batch_stats"]["var"], np.float64), expected, rtol=tolerance)
+
+
 def test_unbiased_variance_over_devices_counts_the_values_of_all(x64):
     layer = norms.bind_norm("batch_unbiased", train=True, axis_name="batch", param_dtype=jnp.float64)()
     whole = norms.bind_norm("batch_unbiased", train=True, axis_name=None, param_dtype=jnp.float64)()

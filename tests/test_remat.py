@@ -1,5 +1,6 @@
 """Rematerialisation: the same numbers, less memory."""
 
+import collections
 import functools
 import re
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import print_saved_residuals
 
 import resnet_jax
 
@@ -41,7 +43,7 @@ def compiled(remat):
     return jax.jit(step).lower(shapes["params"], shapes["batch_stats"], IMAGES).compile()
 
 
-@pytest.mark.parametrize("remat", ["block", "conv", jax.checkpoint_policies.dots_saveable])
+@pytest.mark.parametrize("remat", ["block", "narrow", "conv", jax.checkpoint_policies.dots_saveable])
 def test_no_number_changes_beyond_rounding(remat, variables):
     arguments = (variables["params"], variables["batch_stats"], IMAGES)
     for plain, rematted in zip(
@@ -58,10 +60,52 @@ def test_the_tree_of_variables_stays_as_it_is(variables):
 
 @pytest.mark.skipif(not KEEPS_REMAT, reason="XLA for the CPU undoes rematerialisation before JAX 0.12")
 def test_the_training_step_needs_less_memory():
-    plain, conv, block = (compiled(remat).memory_analysis().temp_size_in_bytes for remat in (None, "conv", "block"))
+    modes = (None, "conv", "narrow", "block")
+    plain, conv, narrow, block = (compiled(mode).memory_analysis().temp_size_in_bytes for mode in modes)
     assert block < 0.6 * plain
+    assert block < narrow < conv
     assert block < 0.95 * conv
     assert conv < 0.85 * plain
+
+
+def total(model):
+    """A function of the parameters to differentiate, and parameters for it."""
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(net().init, jax.random.key(0), IMAGES)
+    )
+
+    def loss(params):
+        variables = {"params": params, "batch_stats": zeros["batch_stats"]}
+        return jnp.sum(model.apply(variables, IMAGES, mutable=["batch_stats"])[0])
+
+    return loss, zeros["params"]
+
+
+def kept(remat, capsys):
+    """Channels of the convolutions' outputs that stay for the backward pass."""
+    print_saved_residuals(*total(net(remat=remat)))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "output of conv_general_dilated" in line]
+    return collections.Counter(int(re.search(r",(\d+)\]", line)[1]) for line in lines)
+
+
+def test_each_mode_keeps_the_convolutions_that_it_says(capsys):
+    # Two stages of three blocks, of widths 16 and 32: the last convolution of each is four times as wide, and so is the
+    # second stage's shortcut; the first has none, for the stem gives its 64 channels already.
+    assert not kept("block", capsys)
+    assert kept("narrow", capsys) == {16: 6, 32: 6}
+    assert kept("conv", capsys) == {16: 6, 32: 6, 64: 3, 128: 4}
+
+
+@pytest.mark.parametrize("remat", ["block", "narrow", "conv"])
+def test_statistics_are_exchanged_once(remat):
+    """Devices would otherwise meet once more for each synchronised norm, in the backward pass."""
+
+    def sums(remat):
+        loss, params = total(net(remat=remat, axis_name="batch"))
+        step = jax.make_jaxpr(jax.grad(loss), axis_env=[("batch", 2)])(params)
+        return len(re.findall(r"\bpsum\w*\[", str(step)))
+
+    assert sums(remat) == sums(None) > 0
 
 
 def test_an_unknown_policy_names_those_that_there_are():

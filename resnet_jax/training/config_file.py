@@ -2,6 +2,7 @@
 
 import pathlib
 import sys
+import warnings
 from collections.abc import Sequence
 
 import ml_collections
@@ -19,7 +20,10 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     Raises:
       ValueError: no such file, one that defines no config, an unknown flag or key, or a value of another type.
     """
-    root = pathlib.Path(path.rpartition(".py")[0] + ".py").absolute().parent
+    file = pathlib.Path(path.rpartition(".py")[0] + ".py")
+    if not file.is_file():
+        raise ValueError(f"--config={path}: there is no file {file}.")
+    root = file.absolute().parent
     while (root / "__init__.py").exists():
         root = root.parent
     if str(root) not in sys.path:
@@ -28,13 +32,22 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
-        left = values(argv)[1:]
+        with warnings.catch_warnings():  # of ml_collections 1.1, about itself
+            warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
+            left = values(argv)[1:]
         config = values["config"].value
     except (flags.Error, AttributeError, KeyError, TypeError, OSError, SyntaxError) as error:
-        message = str(error).strip("'").replace("\\n", " ").replace("\\'", "'")
-        raise ValueError(f"--config={path}: {message}") from error
+        raise ValueError(f"--config={path}: {_message(error)}") from error
     if left:
         raise ValueError(f"unknown arguments {left}: keys of the config are set by --config.KEY=VALUE.")
     if not isinstance(config, ml_collections.ConfigDict):
         raise ValueError(f"--config={path}: get_config() gives {type(config).__name__}, not a ConfigDict.")
     return config
+
+
+def _message(error: Exception) -> str:
+    """The text of an error, also where another error stands in its place, as in ml_collections' of unknown keys."""
+    inner = error.args[0] if len(error.args) == 1 else None
+    if isinstance(inner, Exception):
+        return _message(inner)
+    return (inner if isinstance(inner, str) else str(error)).replace("\n", " ")

@@ -68,8 +68,7 @@ def analyse(experiment: Experiment) -> Analysis:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        # The first paragraph; below it is a list of the largest buffers, of hundreds of lines.
-        raise DoesNotFit(str(error).partition("\n\n")[0]) from error
+        raise DoesNotFit(_reason(str(error))) from error
     seconds = time.perf_counter() - start
     cost, memory, text = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
     num_devices = experiment.parallel.state_sharding.mesh.size
@@ -108,6 +107,11 @@ def abstract_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
         "mask": jax.ShapeDtypeStruct((batch,), np.float32),
     }
     return experiment.parallel.abstract(shapes)
+
+
+def _reason(message: str) -> str:
+    """The sentence that names the sizes; a code stands before it, and hundreds of lines on buffers can follow."""
+    return message[max(message.find("Ran out of memory"), 0) :].partition("\n")[0]
 
 
 def _peak(memory: Any) -> int:
