@@ -117,13 +117,17 @@ def _print(*lines: str) -> None:
         print(line, flush=True)  # compiling the next takes minutes
 
 
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def _header(subject: Subject) -> Iterator[str]:
     from resnet_jax.training import chips
 
     config, devices = subject.experiment.config, subject.devices
     hosts, count = len({device.process_index for device in devices}), chips.count_chips(devices)
     cores = f" with {len(devices) // count} devices each" if len(devices) > count else ""
-    spread = f"{count} chips ({devices[0].device_kind}){cores}, {hosts} {'hosts' if hosts > 1 else 'host'}"
+    spread = f"{_plural(count, 'chip')} ({devices[0].device_kind}){cores}, {_plural(hosts, 'host')}"
     yield f"topology     {subject.topology}: {spread}"
     size, kwargs = config.data.image_size, config.model.kwargs
     yield (

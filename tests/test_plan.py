@@ -186,7 +186,7 @@ def test_without_libtpu_the_extra_is_named(tiny, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.batch_sise=64"], 'Did you mean "batch_size"'),
+        (["--config.batch_sise=64"], "'batch_sise' Did you mean \"batch_size\""),
         (["--config.batch_size=many"], "invalid literal for int"),
         (["--topolgy=v5e:4x4"], "Unknown command line flag 'topolgy'"),
         (["v5e:4x4"], r"unknown arguments ['v5e:4x4']"),
