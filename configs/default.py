@@ -34,7 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.kwargs.drop_rate = placeholder(float)  # dropout before the classifier
     config.model.kwargs.drop_path_rate = placeholder(float)  # stochastic depth of the last block
     config.model.kwargs.drop_block_rate = placeholder(float)  # DropBlock in the last two stages
-    config.model.kwargs.remat = placeholder(str)  # "block", "conv": less memory, more computation
+    config.model.kwargs.remat = placeholder(str)  # "block", "narrow", "conv": less memory, more computation
     config.model.kwargs.dtype = "float32"  # of the computation: "float32", "bfloat16", "float64"
     config.model.kwargs.param_dtype = "float32"  # of the parameters
 
@@ -83,4 +83,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Compiled programs are kept here, so that the next start skips compilation. "": do not keep them.
     # JAX's own JAX_COMPILATION_CACHE_DIR wins.
     config.compilation_cache_dir = "~/.cache/resnet_jax/xla"
+
+    config.lock()  # a config that sets a key which is not here is refused, and told what it may have meant
+    config.model.kwargs.unlock()  # any field of ResNet
     return config

@@ -3,10 +3,10 @@ r"""ResNet-50 on ImageNet: 90 epochs, as Goyal et al. 2017 (arXiv:1706.02677) tr
   resnet-jax prepare imagenet2012 --source=TARS --data-dir=DATA
   python train.py --config=configs/imagenet_resnet50.py --workdir=runs/r50 --config.data.data_dir=DATA
 
-Hardware: 8 accelerators with 8 GiB for 128 images each; `resnet-jax plan` tells what a step needs of a TPU. The
-learning rate follows the batch size, so any that the devices divide will do. Expected: 76.4 % of the 50,000 validation
-images, one crop of 224 pixels (Goyal et al., table 1: 23.60 +- 0.12 % error at batch 256, 23.74 +- 0.09 at 8192); not
-run by this project, which has no such hardware.
+Hardware: 8 accelerators; 128 images need 4.4 GiB of a TPU v5e, as `resnet-jax plan` tells. The learning rate follows
+the batch size, so any that the devices divide will do. Expected: 76.4 % of the 50,000 validation images, one crop of
+224 pixels (Goyal et al., table 1: 23.60 +- 0.12 % error at batch 256, 23.74 +- 0.09 at 8192); not run by this project,
+which has no such hardware.
 """
 
 import ml_collections

@@ -145,6 +145,17 @@ def test_every_module_and_config_imports():
         importlib.import_module(module_name(path))
 
 
+def test_a_key_that_the_default_config_does_not_have_is_refused():
+    from configs import default
+
+    config = default.get_config()
+    with pytest.raises(AttributeError, match='Did you mean "batch_size"'):
+        config.batchsize = 3
+    with pytest.raises(AttributeError):
+        config.data.flop = True
+    config.model.kwargs.drop_block_size = 7  # for ResNet to judge
+
+
 def test_public_names_exist():
     import resnet_jax
 

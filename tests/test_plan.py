@@ -23,7 +23,7 @@ def get_config(batch_norm="local"):
 
     config = default.get_config()
     config.batch_size = 128
-    config.sync_batch_norm = batch_norm == "sync"
+    config.batch_norm_devices = 0 if batch_norm == "sync" else 1
     config.model.name = "resnet18"
     config.model.kwargs.dtype = "bfloat16"
     config.model.kwargs.stage_sizes = (1,)
@@ -208,7 +208,7 @@ def test_the_dialect_of_flags_is_that_of_the_training_script(tiny):
         f"{tiny}:sync", ["--config.batch_size=64", "--noconfig.data.flip", "--config.model.kwargs.remat", "block"]
     )
     assert (config.batch_size, config.data.flip, config.model.kwargs.remat) == (64, False, "block")
-    assert config.sync_batch_norm
+    assert config.batch_norm_devices == 0
 
 
 def test_verbs_without_a_config_refuse_its_flags(capsys):
@@ -224,7 +224,7 @@ RUNS = {
     "v5e": ["--topology=v5e:2x2", "--config.parallel=pmap"],
     "v5p": ["--topology=v5p:2x2x1", "--config.parallel=jit"],
     "v6e": ["--topology=v6e:2x4", "--config.parallel=jit", "--batch-per-chip=8"],
-    "sync": ["--topology=v5e:2x2", "--config.parallel=pmap", "--config.sync_batch_norm=True"],
+    "sync": ["--topology=v5e:2x2", "--config.parallel=pmap", "--config.batch_norm_devices=0"],
     # Refused in seconds, before anything is scheduled.
     "large": ["--topology=v5e:2x2", "--batch-per-chip=131072", "--config.data.image_size=224"],
     "unknown": ["--topology=v5litepod-4"],
@@ -303,10 +303,9 @@ def test_a_step_is_compiled_for_each_kind_of_slice(name, devices, num_chips, hos
 @pytest.mark.parametrize("name", ["v4", "v5e", "v5p", "v6e"])
 def test_with_batch_norm_per_device_only_the_gradients_are_exchanged(name, runs):
     collectives = result(runs, name)["modes"]["none"]["collectives"]
-    # One of a number, the count of examples that the loss is divided by; one of all gradients, running statistics
-    # (mean and variance of each norm's 64 channels) and metrics.
+    # One, of all gradients, running statistics (mean and variance of each norm's 64 channels) and metrics.
     assert collectives.keys() == {"all-reduce"}
-    assert collectives["all-reduce"]["count"] == 2
+    assert collectives["all-reduce"]["count"] == 1
     payload = 4 * (NUM_PARAMETERS + NUM_NORMS * 2 * 64)
     assert payload < collectives["all-reduce"]["bytes"] <= payload + 4 * 8
 
@@ -315,7 +314,7 @@ def test_with_batch_norm_per_device_only_the_gradients_are_exchanged(name, runs)
 @needs_libtpu
 def test_synchronised_batch_norm_exchanges_twice_more_for_each_norm(runs):
     collectives = result(runs, "sync")["modes"]["none"]["collectives"]
-    # The sums of forward and of backward; the count of examples travels with the first of them.
+    # The sums of forward and of backward, and the one of the gradients.
     assert collectives.keys() == {"all-reduce"}
     assert collectives["all-reduce"]["count"] == 2 * NUM_NORMS + 1
 

@@ -83,9 +83,6 @@ def train_step(
       The new state and the metrics of the whole batch: `loss`, `correct`, `count` (sums over examples), `grad_norm`
       and `steps` (to be summed over steps).
     """
-    # The global count is taken before the gradient and not inside it: each device then differentiates its share
-    # of one global mean, and the sum over devices is the gradient, whatever the number of devices.
-    count = jnp.maximum(_psum(jnp.sum(batch["mask"]), axis_name), 1)
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
     if axis_name is not None:
         rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
@@ -95,7 +92,7 @@ def train_step(
         images = normalize(part["image"], mean, std, _param_dtype(state))
         logits, updates = state.apply_fn(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": rng})
         losses = cross_entropy(logits, part["label"], label_smoothing)
-        return jnp.sum(losses * part["mask"]) / count, (
+        return jnp.sum(losses * part["mask"]), (
             updates.get("batch_stats", batch_stats),
             metrics.measure(logits, part["label"], losses, part["mask"]),
         )
@@ -105,7 +102,10 @@ def train_step(
         grads, (batch_stats, sums) = gradient(state.params, state.batch_stats, batch, rng)
     else:
         grads, batch_stats, sums = _accumulate(functools.partial(gradient, state.params), state, batch, rng, accumulate)
+    # Each device differentiates the sum over its examples. Sums and counts meet in one exchange, and are divided after
+    # it: that is the gradient of the global mean, whatever the number of devices and of examples on each.
     grads, sums = _psum((grads, sums), axis_name)
+    grads = jax.tree.map(lambda grad: grad / jnp.maximum(sums["count"], 1).astype(grad.dtype), grads)
     if axis_name is not None:  # per-device statistics: keep their mean, so that the state stays one and the same
         batch_stats = jax.lax.pmean(batch_stats, axis_name)
     sums |= {"grad_norm": optax.tree.norm(grads), "steps": jnp.ones(())}
