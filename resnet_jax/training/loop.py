@@ -138,7 +138,7 @@ def _check_hosts(run: experiment.Run) -> None:
     devices = {"number of devices": jax.local_device_count()}
     hosts.agree(facts | versions | devices, "Start all of them with the same command, data and environment.")
     if jax.process_count() > 1:
-        connect(run.parallel.state_sharding.mesh, run.model.axis_index_groups)
+        connect(run.model.axis_index_groups)
 
 
 def _check_shared(workdir: str) -> None:
