@@ -118,6 +118,16 @@ def test_preemption_asks_jax_where_there_are_several_hosts(monkeypatch):
     assert asked == [1, 2, 3]
 
 
+def test_the_second_of_two_runs_in_one_workdir_is_refused(tmp_path, monkeypatch):
+    """Each would remove what the other is about to save."""
+    seen = []
+    monkeypatch.setattr(loop, "_train", lambda run, workdir: seen.append(workdir))
+    with workdirs.alone(str(tmp_path)), pytest.raises(workdirs.WorkdirInUse, match="another process is training in"):
+        loop.train(tiny_config(), str(tmp_path))
+    loop.train(tiny_config(), str(tmp_path))
+    assert seen == [str(tmp_path)]
+
+
 # What is kept
 
 

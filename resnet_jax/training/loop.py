@@ -33,6 +33,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
 
     Raises:
       ValueError: the config contradicts itself, or `workdir` belongs to another run.
+      workdirs.WorkdirInUse: another process trains in `workdir`.
       hosts.HostsDisagree: the hosts of the run have other configs, data or versions.
       window.TrainingDiverged: loss or gradient is not finite; the last good checkpoint stays.
       window.TooManyUnreadable: more images cannot be read than the config allows.
@@ -42,6 +43,11 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     use_compilation_cache(config.compilation_cache_dir)
     run = experiment.build(config)
     _check_hosts(run)
+    with workdirs.alone(workdir, writes=hosts.is_first()):
+        return _train(run, workdir)
+
+
+def _train(run: experiment.Run, workdir: str) -> dict[str, Any]:
     workdirs.claim(workdir, run.config, writes=hosts.is_first())
     _check_shared(workdir)
     scores: dict[int, float] = {}  # step -> test accuracy
