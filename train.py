@@ -4,12 +4,13 @@ python train.py --config=configs/digits_resnet20.py --workdir=runs/digits
 python train.py --config=configs/digits_resnet20.py --workdir=runs/digits --mode=eval
 python train.py --config=configs/digits_resnet20.py --mode=dry_run
 
-Exit code: 0 done; 1 refused or failed; 75 told to make way (SIGTERM), saved: the same command goes on.
+Exit code: 0 done; 1 refused or failed; 130 Ctrl-C; 75 told to make way (SIGTERM), saved: the same command goes on.
 """
 
 import logging
 import os
 import sys
+import time
 import traceback
 from typing import Any
 
@@ -18,6 +19,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 PREEMPTED = 75  # sysexits.h: EX_TEMPFAIL, try again
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment; any key can be set: --config.batch_size=64.")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run: config, metrics, checkpoints, curves; gs:// too.")
@@ -91,6 +93,9 @@ def run(argv: list[str]) -> None:
             raise
         print(f"train.py: {error}" if ours else traceback.format_exc(), file=sys.stderr, flush=True)
         _exit(PREEMPTED if type(error).__name__ == "Preempted" else 1)
+    except KeyboardInterrupt:
+        print("train.py: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr, flush=True)
+        _exit(INTERRUPTED)
 
 
 def _is_one_of_many() -> bool:
@@ -101,7 +106,11 @@ def _is_one_of_many() -> bool:
 
 def _exit(code: int) -> None:
     """Ends the process; one of many that failed at once, for an orderly end waits for all to come to theirs."""
-    if code == 1 and _is_one_of_many():
+    if code != PREEMPTED and _is_one_of_many():
+        from resnet_jax.training import hosts
+
+        # The others hear of each other through the first: its end cuts off what they are about to say.
+        time.sleep(2 if hosts.is_first() else 0)
         os._exit(code)
     sys.exit(code)
 

@@ -70,16 +70,62 @@ def test_sigterm_at_the_last_step_leaves_only_the_evaluation(whole, tmp_path, mo
     assert result["correct"] == report.test_records(report.read_metrics(str(whole)))[-1]["correct"]
 
 
+@pytest.mark.parametrize("number", [1, 2], ids=["in the middle", "at the end"])
+def test_sigterm_in_an_evaluation_does_not_wait_for_its_end(whole, tmp_path, monkeypatch, number):
+    """An evaluation can take longer than the time that is left; what was due is made on the next start."""
+    original, begun, made = experiment.eval_batches, [], []
+
+    def told(run):
+        begun.append(run)
+        if len(begun) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(run)
+
+    monkeypatch.setattr(experiment, "eval_batches", told)
+    monkeypatch.setattr(loop.metrics, "merge", lambda *args, merge=loop.metrics.merge: made.append(1) or merge(*args))
+    with pytest.raises(loop.Preempted, match=rf"saved step {8 * number} of 16"):
+        loop.train(tiny_config(checkpoint_every_epochs=2.0), str(tmp_path))
+    assert len(made) == 8 * (2 * number - 1)  # the steps, and the batches of the evaluation before
+    assert checkpoints_in(tmp_path)[-1] == 8 * number
+    result = loop.train(tiny_config(checkpoint_every_epochs=2.0), str(tmp_path))
+    expected = report.test_records(report.read_metrics(str(whole)))
+    assert (result["correct"], result["loss"]) == (expected[-1]["correct"], expected[-1]["loss"])
+    tested = report.test_records(report.read_metrics(str(tmp_path)))
+    assert [record["step"] for record in tested] == [8, 16]
+
+
+def test_a_second_sigterm_does_not_break_off_the_last_save(tmp_path, monkeypatch):
+    original = checkpoint.Checkpointer.__exit__
+
+    def told_again(self, *args):
+        os.kill(os.getpid(), signal.SIGTERM)  # ends this process, if nobody listens any more
+        original(self, *args)
+
+    monkeypatch.setattr(checkpoint.Checkpointer, "__exit__", told_again)
+    stopped_at(tmp_path, 4, monkeypatch)
+    assert checkpoints_in(tmp_path) == [5]
+
+
 def test_preemption_asks_jax_where_there_are_several_hosts(monkeypatch):
     asked = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(
-        hosts.multihost_utils, "reached_preemption_sync_point", lambda step: asked.append(step) or step == 3
+        hosts.multihost_utils, "reached_preemption_sync_point", lambda turn: asked.append(turn) or turn == 3
     )
     with hosts.Preemption() as preemption:
-        assert [preemption.reached(step) for step in (1, 2, 3)] == [False, False, True]
+        assert [preemption.reached() for _ in range(3)] == [False, False, True]
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # JAX's own handler is left in place
     assert asked == [1, 2, 3]
+
+
+def test_the_second_of_two_runs_in_one_workdir_is_refused(tmp_path, monkeypatch):
+    """Each would remove what the other is about to save."""
+    seen = []
+    monkeypatch.setattr(loop, "_train", lambda run, workdir: seen.append(workdir))
+    with workdirs.alone(str(tmp_path)), pytest.raises(workdirs.WorkdirInUse, match="another process is training in"):
+        loop.train(tiny_config(), str(tmp_path))
+    loop.train(tiny_config(), str(tmp_path))
+    assert seen == [str(tmp_path)]
 
 
 # What is kept
@@ -101,7 +147,7 @@ def test_a_run_keeps_its_best_checkpoint_over_a_restart(tmp_path, monkeypatch):
     """The accuracy is made up: best after step 4; saved because it is best, and still there at the end."""
     accuracy = iter([0.2, 0.9, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
     monkeypatch.setattr(
-        loop, "_evaluate", lambda run, state: {"loss": 1.0, "accuracy": next(accuracy), "correct": 1.0, "count": 64.0}
+        loop, "_evaluate", lambda *_: {"loss": 1.0, "accuracy": next(accuracy), "correct": 1.0, "count": 64.0}
     )
     often = {"eval_every_epochs": 0.25, "checkpoint_every_epochs": 1.0, "keep_checkpoints": 1, "keep_best": 1}
     stopped_at(tmp_path, 9, monkeypatch, **often)

@@ -4,7 +4,13 @@ import collections
 import dataclasses
 import itertools
 import logging
+import multiprocessing
+import os
 import pickle
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -116,6 +122,48 @@ def test_workers_do_not_change_the_batches():
     assert_same(take(8, num_workers=2, num_threads=1), take(8))
     dataset = synthetic(21)
     assert_same(take_all(dataset, 8, num_workers=2, num_threads=1), take_all(dataset, 8))
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_job_leaves_the_workers_at_work():
+    """A run that is told to stop needs them, until its step is finished."""
+    with pipeline.train_batches(
+        synthetic(), batch_size=16, transform=AUGMENT, seed=3, num_workers=1, num_threads=1
+    ) as iterator:
+        next(iterator)
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGTERM)
+            os.kill(worker.pid, signal.SIGINT)
+        assert_same([next(iterator) for _ in range(6)], take(7)[1:])
+
+
+PARENT = """
+import multiprocessing, time
+from resnet_jax.data import datasets, pipeline, transforms
+if __name__ == "__main__":
+    data = datasets.open_dataset("synthetic", "train", image_size=8, num_examples=64)
+    batches = pipeline.train_batches(
+        data, batch_size=8, transform=transforms.train_transform(8, crop="none"), seed=0, num_workers=2, num_threads=1
+    )
+    next(batches)
+    print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
+    (script := tmp_path / "parent.py").write_text(PARENT)
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
+    workers = [int(number) for number in parent.stdout.readline().split()]
+    assert len(workers) == 2
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while any(os.path.exists(f"/proc/{worker}") for worker in workers):
+        assert time.monotonic() < deadline, "the workers are still there"
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("process_count", [2, 4])

@@ -42,6 +42,46 @@ def test_a_free_key_may_change_and_is_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
+def test_a_key_that_another_version_did_not_have_is_told_from_one_that_was_none(tmp_path):
+    older = CONFIG.copy_and_resolve_references()
+    del older.data["flip"]
+    workdirs.claim(str(tmp_path), older)
+    with pytest.raises(ValueError, match="config.data.flip: no such key there, True now"):
+        workdirs.claim(str(tmp_path), CONFIG)
+
+
+HOLD = """
+import sys, time
+from resnet_jax.training import workdirs
+with workdirs.alone(sys.argv[1]):
+    print("holds", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_two_runs_at_once_in_one_workdir_are_refused_until_the_first_is_killed(tmp_path):
+    workdir = str(tmp_path / "run")
+    command = [sys.executable, "-c", HOLD, workdir]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "holds\n"
+        with pytest.raises(workdirs.WorkdirInUse, match=r"another process is training in .*run: wait for its end"):
+            workdirs.alone(workdir).__enter__()
+        with workdirs.alone(workdir, writes=False):  # another host of that run
+            pass
+        other.kill()
+    with workdirs.alone(workdir):
+        pass
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(workdirs.fcntl, "flock", refuse)
+    with workdirs.alone(str(tmp_path)):
+        assert "has no locks ([Errno 37] No locks available)" in caplog.text
+
+
 def test_no_workdir_is_said():
     with pytest.raises(ValueError, match="give --workdir=DIR"):
         workdirs.claim("", CONFIG)

@@ -7,7 +7,11 @@ A batch is `{'image': uint8 [batch, height, width, channels], 'label': int32 [ba
 import dataclasses
 import functools
 import logging
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
@@ -244,8 +248,26 @@ def _iterate(rows: _Rows, start_step: int, num_threads: int, num_workers: int) -
         if not flags.FLAGS.is_parsed():  # in a notebook or a test; Grain reads flags to start its workers
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
-        iterable = iterable.mp_prefetch(options)
+        iterable = iterable.mp_prefetch(options, worker_init_fn=_live_with_parent)
     return Batches(iter(iterable))
+
+
+def _live_with_parent(_index: int, _count: int) -> None:
+    """Makes a worker end when, and only when, the process that it works for does.
+
+    SIGTERM and Ctrl-C often go to every process of a job. A run that is told so finishes its step, for which it needs
+    the worker. One that is killed leaves it behind, waiting for ever with the memory it holds.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _check(

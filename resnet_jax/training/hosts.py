@@ -1,25 +1,34 @@
 """Many hosts: how they find each other, agree on what they run, and stop together."""
 
+import itertools
 import json
 import logging
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT = 60  # seconds without a sign of life after which a host counts as lost, and the others stop
+PATIENCE = 600  # seconds that hosts wait for one that is later than they: it reads its data, or compiles
 IN_JOB = "JOB_COMPLETION_INDEX"  # Kubernetes sets it in the pods of an indexed job
+
+
+_TURNS = itertools.count()  # names what is agreed on, in the same order by all
 
 
 class HostsDisagree(ValueError):
     """The hosts of one run were started with different settings, data or versions."""
+
+
+class HostMissing(RuntimeError):
+    """A host of the run did not come to where the others wait for it."""
 
 
 def join(coordinator: str = "", num_processes: int = 0, process_id: int = -1, *, heartbeat: int = HEARTBEAT) -> None:
@@ -82,39 +91,61 @@ def agree(facts: Mapping[str, Any], remedy: str) -> None:
 
     Raises:
       HostsDisagree: the message names each fact that differs, and two processes with their values.
+      HostMissing: one did not come within `PATIENCE` seconds.
     """
     if jax.process_count() == 1:
         return
-    everyones = [json.loads(text) for text in _gather_texts(json.dumps(facts, sort_keys=True))]
-    first = everyones[0]
-    lines = []
+    differences = _compare_at_first(json.dumps(facts, sort_keys=True))
+    if differences:
+        raise HostsDisagree(f"the hosts of this run disagree:\n{differences}\n{remedy}")
+
+
+def _compare_at_first(facts: str) -> str:
+    """What process 0 finds to differ between the facts of all, in each process.
+
+    Through the coordination service, which waits for hosts that are late, tells which are missing, and takes hosts
+    with unlike numbers of devices. A collective of gloo gives up where one comes half a minute after another.
+    """
+    client, turn = multihost.get_jax_distributed_client(), f"resnet_jax/agree/{next(_TURNS)}"
+    client.key_value_set(f"{turn}/{jax.process_index()}", facts)
+    try:
+        if is_first():
+            everyones = [
+                client.blocking_key_value_get(f"{turn}/{index}", 1000 * PATIENCE)
+                for index in range(jax.process_count())
+            ]
+            client.key_value_set(f"{turn}/differences", _differences([json.loads(text) for text in everyones]))
+        # A late host has kept the first waiting for as long as it may; the others allow for that.
+        differences: str = client.blocking_key_value_get(f"{turn}/differences", 2000 * PATIENCE)
+        client.wait_at_barrier(f"{turn}/end", 1000 * PATIENCE)  # the store is the first's, and would end with it
+    except jax.errors.JaxRuntimeError as error:
+        raise HostMissing(
+            f"another host of this run has not come to this point within {PATIENCE} s, or has ended: see what it says, "
+            f"then start all of them again. The cause: {error}"
+        ) from error
+    return differences
+
+
+def _differences(everyones: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each fact that is not the same in all processes: its value in process 0, and in one that differs."""
+    first, lines = everyones[0], []
     for name in sorted(set().union(*everyones)):
         other = next((i for i, theirs in enumerate(everyones) if theirs.get(name) != first.get(name)), None)
         if other is not None:
             lines.append(f"  {name}: {first.get(name)!r} in process 0, {everyones[other].get(name)!r} in {other}")
-    if lines:
-        raise HostsDisagree("the hosts of this run disagree:\n" + "\n".join(lines) + f"\n{remedy}")
-
-
-def _gather_texts(text: str) -> list[str]:
-    """The text of each process, in the order of processes."""
-    data = np.frombuffer(text.encode(), np.uint8)
-    sizes = np.asarray(multihost_utils.process_allgather(np.array([data.size]))).ravel()
-    padded = np.zeros(sizes.max(), np.uint8)
-    padded[: data.size] = data
-    rows = np.asarray(multihost_utils.process_allgather(padded))
-    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+    return "\n".join(lines)
 
 
 class Preemption:
     """Whether the run has been told to make way (SIGTERM); a context manager.
 
-    Alone, a process notes the signal and goes on to the end of its step. Among several, JAX's coordination service
-    passes it on, and all learn of it at the same step.
+    Alone, a process notes the signal and goes on to where it asks next. Among several, JAX's coordination service
+    passes it on, and all learn of it at the same question.
     """
 
     def __init__(self) -> None:
         self._told = False
+        self._asked = 0
         self._before: Any = None
 
     def __enter__(self) -> Self:
@@ -130,8 +161,9 @@ class Preemption:
     def _note(self, *unused: object) -> None:
         self._told = True
 
-    def reached(self, step: int) -> bool:
-        """Whether to save and stop after `step`; every process asks after every step."""
+    def reached(self) -> bool:
+        """Whether to save and stop now; every process asks equally often, or they would not stop at the same place."""
         if jax.process_count() > 1:
-            return bool(multihost_utils.reached_preemption_sync_point(step))
+            self._asked += 1
+            return bool(multihost_utils.reached_preemption_sync_point(self._asked))
         return self._told

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
@@ -11,6 +12,7 @@ from etils import epath
 
 from resnet_jax import version
 from resnet_jax.training import checkpoint, experiment, hosts, metrics, plan, report, workdirs
+from resnet_jax.training.parallel import connect
 from resnet_jax.training.step import TrainState
 from resnet_jax.training.trace import Trace
 from resnet_jax.training.window import Window, check_unreadable
@@ -31,6 +33,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
 
     Raises:
       ValueError: the config contradicts itself, or `workdir` belongs to another run.
+      workdirs.WorkdirInUse: another process trains in `workdir`.
       hosts.HostsDisagree: the hosts of the run have other configs, data or versions.
       window.TrainingDiverged: loss or gradient is not finite; the last good checkpoint stays.
       window.TooManyUnreadable: more images cannot be read than the config allows.
@@ -40,13 +43,19 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     use_compilation_cache(config.compilation_cache_dir)
     run = experiment.build(config)
     _check_hosts(run)
+    with workdirs.alone(workdir, writes=hosts.is_first()):
+        return _train(run, workdir)
+
+
+def _train(run: experiment.Run, workdir: str) -> dict[str, Any]:
     workdirs.claim(workdir, run.config, writes=hosts.is_first())
     _check_shared(workdir)
     scores: dict[int, float] = {}  # step -> test accuracy
     keep = checkpoint.Keep(run.config.keep_checkpoints, run.config.keep_best, scores)
     first_traced, last_traced = run.config.profile_steps
     trace = Trace(first_traced, last_traced, str(epath.Path(workdir) / "profile"))
-    with checkpoint.Checkpointer(workdir, keep) as checkpoints:
+    # Listens until the last save has ended, too: a second SIGTERM must not break it off.
+    with hosts.Preemption() as preemption, checkpoint.Checkpointer(workdir, keep) as checkpoints:
         state = _restore_or_create(run, checkpoints)
         first_step = int(state.step)
         # Records of later steps belong to a start that was killed before it saved: they will be made again.
@@ -62,8 +71,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
             tensorboard=run.config.tensorboard,
             saved_step=checkpoints.saved_step,
         )
-        with reporter, trace, hosts.Preemption() as preemption:
-            last = _Steps(run, checkpoints, reporter, scores).make(state, trace, preemption)
+        with reporter, trace:
+            last = _Steps(run, checkpoints, reporter, scores, preemption).make(state, trace)
     if hosts.is_first():
         report.leave_curves(workdir)
     return last or before[-1]
@@ -77,6 +86,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float
 
     Raises:
       ValueError, FileNotFoundError: nothing to evaluate, or a checkpoint of another model.
+      Preempted: SIGTERM came.
     """
     use_compilation_cache(config.compilation_cache_dir)
     run = experiment.build(config)
@@ -84,13 +94,15 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float
     if not workdir:
         if not run.config.init_from:
             raise ValueError("nothing to evaluate: give --workdir of a run, or --config.init_from=WEIGHTS.")
-        return {"step": 0, **_evaluate(run, run.create_state())}
-    workdirs.load_config(workdir)
-    with checkpoint.Checkpointer(workdir) as checkpoints:
-        if checkpoints.latest_step() is None:
-            raise FileNotFoundError(f"{workdir} has no checkpoint yet: train first, with --mode=train.")
-        state = _restore_or_create(run, checkpoints)
-    return {"step": int(state.step), **_evaluate(run, state)}
+        state = run.create_state()
+    else:
+        workdirs.load_config(workdir)
+        with checkpoint.Checkpointer(workdir) as checkpoints:
+            if checkpoints.latest_step() is None:
+                raise FileNotFoundError(f"{workdir} has no checkpoint yet: train first, with --mode=train.")
+            state = _restore_or_create(run, checkpoints)
+    with hosts.Preemption() as preemption:  # of several, each would otherwise keep SIGTERM to itself
+        return {"step": int(state.step), **_evaluate(run, state, lambda: _stop_if_told(preemption))}
 
 
 def dry_run(config: ml_collections.ConfigDict) -> list[str]:
@@ -129,7 +141,10 @@ def _check_hosts(run: experiment.Run) -> None:
     """Hosts that disagree would train on other data, or wait for each other for ever."""
     facts = {f"config.{key}": value for key, value in workdirs.shared_keys(run.config).items()}
     versions = {"version of resnet_jax": version.__version__, "version of jax": jax.__version__}
-    hosts.agree(facts | versions, "Start all of them with the same command, data and environment.")
+    devices = {"number of devices": jax.local_device_count()}
+    hosts.agree(facts | versions | devices, "Start all of them with the same command, data and environment.")
+    if jax.process_count() > 1:
+        connect(run.model.axis_index_groups)
 
 
 def _check_shared(workdir: str) -> None:
@@ -164,12 +179,14 @@ class _Steps:
         checkpoints: checkpoint.Checkpointer,
         reporter: report.Reporter,
         scores: dict[int, float],
+        preemption: hosts.Preemption,
     ) -> None:
         self._run, self._checkpoints, self._reporter = run, checkpoints, reporter
+        self._preemption = preemption
         self._scores = scores  # step -> test accuracy, of this start and those before it
         self._window = Window(run.config.batch_size, run.facts.num_train, run.config.data.max_unreadable)
 
-    def make(self, state: TrainState, trace: Trace, preemption: hosts.Preemption) -> dict[str, Any] | None:
+    def make(self, state: TrainState, trace: Trace) -> dict[str, Any] | None:
         """Makes them; returns the record of the last evaluation, if there was one."""
         run, step, waiting = self._run, int(state.step), None
         # A start that was killed or told to stop may have saved a step and not yet evaluated it.
@@ -189,7 +206,7 @@ class _Steps:
                 if waiting is not None:
                     self._window.add(step, waiting)
                 step, waiting = step + 1, sums
-                preempted = preemption.reached(step)
+                preempted = self._preemption.reached()
                 # ... but before anything is written they are all in: a state that is not finite is never saved, and
                 # the windows of a resumed run are those of an uninterrupted one.
                 if preempted or self._reports(step):
@@ -228,7 +245,11 @@ class _Steps:
         self._reporter.train(step, position | numbers | {"seconds_left": left})
 
     def _evaluate(self, step: int, state: TrainState) -> dict[str, Any]:
-        numbers = {"epoch": step / self._run.steps_per_epoch, **_evaluate(self._run, state)}
+        # An evaluation can take longer than the time that is left after SIGTERM.
+        numbers = {
+            "epoch": step / self._run.steps_per_epoch,
+            **_evaluate(self._run, state, lambda: self._preemption.reached() and self._make_way(step, state)),
+        }
         self._reporter.test(step, numbers)
         self._scores[step] = numbers["accuracy"]
         return {"step": step, "split": "test", **numbers}
@@ -251,11 +272,17 @@ class _Steps:
         raise Preempted(f"told to stop (SIGTERM): saved step {step} of {self._run.num_steps}; start again to go on.")
 
 
-def _evaluate(run: experiment.Run, state: TrainState) -> dict[str, float]:
+def _stop_if_told(preemption: hosts.Preemption) -> None:
+    if preemption.reached():
+        raise Preempted("told to stop (SIGTERM) while evaluating; start again.")
+
+
+def _evaluate(run: experiment.Run, state: TrainState, before_batch: Callable[[], Any]) -> dict[str, float]:
     """Metrics over the whole test split, each example once."""
     sums: dict[str, float] = {}
     with contextlib.closing(experiment.eval_batches(run)) as batches:
         for batch in batches:
+            before_batch()
             sums = metrics.merge(sums, run.parallel.eval_step(state, run.parallel.shard(batch)))
     unreadable = len(run.test_data) - int(sums["count"])
     if unreadable:

@@ -54,10 +54,7 @@ def parallelize(
     Raises:
       ValueError: an unknown mode, or "pmap" on several hosts.
     """
-    # Host by host, whatever numbers the runtime gave them: the rows of a host are one piece of the global batch.
-    devices = sorted(
-        jax.devices() if devices is None else devices, key=lambda device: (device.process_index, device.id)
-    )
+    devices = _host_by_host(jax.devices() if devices is None else devices)
     hosts = len({device.process_index for device in devices})
     mode = ("pmap" if hosts == 1 else "jit") if mode == "auto" else mode
     if mode not in _WRAPPERS:
@@ -78,6 +75,29 @@ def parallelize(
         abstract=functools.partial(_abstract, mesh=mesh, stacked=mode == "pmap"),
         blocking=len(devices) > 1 and devices[0].platform == "cpu",
     )
+
+
+def _host_by_host(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Whatever numbers the runtime gave them: the rows of a host are one piece of the global batch."""
+    return sorted(devices, key=lambda device: (device.process_index, device.id))
+
+
+def connect(groups: Sequence[Sequence[int]] | None) -> None:
+    """Makes the connections between all devices that a step's collectives need: all with all, and within `groups`.
+
+    They would be made in the first step, when each host has compiled it. Gloo, which connects CPUs, gives up where one
+    host comes half a minute after another; compiling this takes each of them a moment.
+    """
+
+    def sums(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.lax.psum(x, AXIS), jax.lax.psum(x, AXIS, axis_index_groups=groups)
+
+    mesh = Mesh(np.array(_host_by_host(jax.devices())), (AXIS,))
+    nothing = jax.make_array_from_callback(
+        (mesh.size,), NamedSharding(mesh, P(AXIS)), lambda rows: np.zeros(mesh.size, np.float32)[rows]
+    )
+    mapped = jax.shard_map(sums, mesh=mesh, in_specs=P(AXIS), out_specs=P(AXIS), check_vma=False)
+    jax.block_until_ready(jax.jit(mapped)(nothing))
 
 
 def _pmap(step: Callable[..., Any], mesh: Mesh, *, donate: bool) -> Callable[..., Any]:

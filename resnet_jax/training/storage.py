@@ -39,7 +39,7 @@ def write_whole(path: epath.Path, content: bytes) -> None:
     Raises:
       NotWritten: disk full, no permission, bucket gone.
     """
-    with _named(path):
+    with named(path):
         if is_bucket(path):
             path.write_bytes(content)  # an object appears when its upload has ended
             return
@@ -83,14 +83,14 @@ class _DiskLog:
 
     def __init__(self, name: Callable[[int], epath.Path], part: int, header: bytes) -> None:
         self._path = name(part)
-        with _named(self._path):
+        with named(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("ab")
         if header and not self._path.stat().length:
             self.append(header)
 
     def append(self, data: bytes) -> None:
-        with _named(self._path):
+        with named(self._path):
             self._file.write(data)
             self._file.flush()
 
@@ -132,7 +132,7 @@ class _BucketLog:
 
 
 @contextlib.contextmanager
-def _named(path: epath.Path) -> Iterator[None]:
+def named(path: epath.Path) -> Iterator[None]:
     """Whatever a file system or a bucket's client says, with the path and the way out."""
     try:
         yield

@@ -1,7 +1,10 @@
 """The folder of a run, and the files that say which run it is: config.json, and run.json with each of its starts."""
 
+import contextlib
 import datetime
+import fcntl
 import json
+import logging
 import os
 import pathlib
 import platform
@@ -9,7 +12,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -19,8 +22,11 @@ from etils import epath
 from resnet_jax.training import storage
 from resnet_jax.version import __version__
 
+logger = logging.getLogger(__name__)
+
 CONFIG = "config.json"
 STARTS = "run.json"
+LOCK = ".lock"
 KEPT_STARTS = 1000
 
 # Keys that may differ between the starts of one run: they decide where, how fast and how often, but no number.
@@ -33,6 +39,10 @@ FREE_KEYS = {
 LOCAL_KEYS = {"compilation_cache_dir", "data.path", "data.data_dir", "data.num_threads", "data.num_workers"}
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class WorkdirInUse(RuntimeError):
+    """Another process trains in the workdir."""
 
 
 def claim(workdir: str, config: Any, *, writes: bool = True) -> None:
@@ -60,6 +70,39 @@ def claim(workdir: str, config: Any, *, writes: bool = True) -> None:
         _check_same(workdir, _flat(json.loads(there)), _flat(json.loads(text)))
     if writes and there != text.encode():
         storage.write_whole(path, text.encode())
+
+
+@contextlib.contextmanager
+def alone(workdir: str, *, writes: bool = True) -> Iterator[None]:
+    """Holds the lock of `workdir`, which a killed process lets go; a bucket, and some network disks, have none.
+
+    Two at once would write the same files, and each remove what the other is about to save.
+
+    Args:
+      workdir: the folder of the run; made where it is missing.
+      writes: False on every process but the first: it needs no lock.
+
+    Raises:
+      WorkdirInUse: another process trains in `workdir`.
+      NotWritten: disk full, no permission.
+    """
+    if not writes or not workdir or storage.is_bucket(workdir):
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        with storage.named(path := epath.Path(workdir) / LOCK):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("ab"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WorkdirInUse(
+                f"another process is training in {workdir}: wait for its end, stop it, or give another --workdir. "
+                "(Hosts of one run need to know of each other: --coordinator, --num_processes, --process_id.)"
+            ) from None
+        except OSError as error:
+            logger.warning("%s has no locks (%s): take care that no other process trains in it", workdir, error)
+        yield
 
 
 def shared_keys(config: Any) -> dict[str, Any]:
@@ -146,7 +189,7 @@ def load_starts(workdir: str) -> list[dict[str, Any]]:
 
 def _check_same(workdir: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     differences = [
-        f"  config.{key}: {there.get(key)!r} there, {here.get(key)!r} now"
+        f"  config.{key}: {_shown(key, there)} there, {_shown(key, here)} now"
         for key in sorted(here.keys() | there.keys())
         if here.get(key) != there.get(key) and key not in FREE_KEYS
     ]
@@ -155,6 +198,10 @@ def _check_same(workdir: str, there: Mapping[str, Any], here: Mapping[str, Any])
             f"{workdir} belongs to another run:\n" + "\n".join(differences) + "\n"
             "Use another --workdir, or start with that run's config to continue it."
         )
+
+
+def _shown(key: str, flat: Mapping[str, Any]) -> str:
+    return repr(flat[key]) if key in flat else "no such key"  # in a config of another version
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
