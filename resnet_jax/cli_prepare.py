@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 KINDS = ("imagenet2012", "cifar10", "cifar100", "folder")
+INTERRUPTED = 130  # exit code of what Ctrl-C has stopped, as shells count it
 
 
 def add_verb(verbs: Any) -> None:
@@ -39,15 +40,19 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731 - one line
     say(f"{arguments.source}: listing its images")
-    summary = run.prepare(
-        _list_source(arguments),
-        arguments.data_dir,
-        shard_mb=arguments.shard_mb,
-        workers=arguments.workers,
-        on_error=arguments.on_error,
-        decode=arguments.decode,
-        say=say,
-    )
+    try:
+        summary = run.prepare(
+            _list_source(arguments),
+            arguments.data_dir,
+            shard_mb=arguments.shard_mb,
+            workers=arguments.workers,
+            on_error=arguments.on_error,
+            decode=arguments.decode,
+            say=say,
+        )
+    except KeyboardInterrupt:
+        say("stopped. Whole shards stand: the same command goes on from them.")
+        return INTERRUPTED
     counts = ", ".join(f"{count:,} in {split}" for split, count in summary.records.items())
     print(f"{summary.path}: {counts}")
     for what, keys in (("left out as unreadable", summary.skipped), ("stored as PNG of RGB", summary.converted)):
@@ -83,6 +88,8 @@ def _check(arguments: argparse.Namespace) -> int:
     for line in damage:
         print(line)
     manifest = metadata.read_manifest(folder)
-    verdict = f"{len(damage)} files damaged: remove the folder and prepare again" if damage else "as prepared"
+    verdict = "as prepared"
+    if damage:
+        verdict = f"{len(damage)} files not as prepared: copy or remove them, or remove the folder and prepare again"
     print(f"{folder}: {len(manifest['shards'])} shards, {verdict}")
     return 1 if damage else 0

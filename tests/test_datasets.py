@@ -213,6 +213,27 @@ def test_folder_zip_and_tar_hold_the_same(tmp_path, files, kind):
     assert train.source.origin(3).endswith("train/dog/0.PNG")
 
 
+def add_links(path, links, type_):
+    with tarfile.open(path, "a") as archive:
+        for name, target in links.items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = type_, target
+            archive.addfile(member)
+
+
+def test_links_in_a_tar_are_the_files_that_they_lead_to(tmp_path, files):
+    path = write_tar(tmp_path / "data.tar", files, "./")
+    add_links(path, {"./train/cat/3.png": "./train/cat/1.PNG"}, tarfile.LNKTYPE)
+    add_links(path, {"./train/dog/2.png": "../cat/3.png", "./train/dog/3.png": "0.PNG"}, tarfile.SYMTYPE)
+    train = datasets.open_dataset("folder", "train", path=path)
+    assert values(train) == [(0, 0), (1, 0), (2, 0), (1, 0), (3, 1), (4, 1), (1, 1), (3, 1)]
+    for number, (target, type_) in enumerate([("gone.png", tarfile.LNKTYPE), ("a.png", tarfile.SYMTYPE)]):
+        path = write_tar(tmp_path / f"{number}.tar", files)
+        add_links(path, {"train/cat/a.png": target}, type_)  # the second leads to itself
+        with pytest.raises(ValueError, match=r"link train/cat/a\.png -> .*png, which is no file in it: make it anew"):
+            datasets.open_dataset("folder", "train", path=path)
+
+
 @pytest.mark.parametrize("name", ["val", "validation"])
 def test_validation_serves_as_test(tmp_path, files, name):
     path = write_folder(tmp_path, {file.replace("test/", f"{name}/"): data for file, data in files.items()})
@@ -268,6 +289,7 @@ def remove(files, start):
         (lambda f: {**f, "test/bird/0.png": png(0)}, ValueError, r"different classes: test/ alone has bird\. "),
         (lambda f: {**remove(f, "train/dog"), "train/dog/a.txt": b""}, ValueError, r"train/dog has no images: remove"),
         (lambda f: {**remove(f, "train/"), "train/a.txt": b""}, ValueError, r"train is empty: it needs a folder"),
+        (lambda f: {**f, "train/dog/puppies/0.png": png(0)}, ValueError, r"train/dog/puppies has images, but .*: move"),
     ],
 )
 @pytest.mark.parametrize("write", [write_folder, lambda path, files: write_zip(path / "data.zip", files)])

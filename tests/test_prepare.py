@@ -3,6 +3,7 @@
 import fcntl
 import io
 import json
+import math
 import os
 import pathlib
 import pickle
@@ -274,6 +275,8 @@ def test_cifar_refuses(tmp_path):
             cifar.list_cifar(name, str(path), subset)
     with pytest.raises(FileNotFoundError, match=r"nowhere does not exist: give the path of the archive"):
         cifar.list_cifar("cifar10", str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"is a folder: give the path of the archive itself"):
+        cifar.list_cifar("cifar10", str(tmp_path))
 
 
 # Folders
@@ -419,7 +422,10 @@ def test_no_space_no_place_and_odd_numbers(tmp_path, photos, monkeypatch):
     with pytest.raises(ValueError, match=r"data_dir=gs://x is not local"):
         run.prepare(folders.list_folder(str(tmp_path / "photos"), "my_photos"), "gs://x")
     for kwargs, message in (
-        ({"shard_mb": 0}, "shard_mb=0 must be more"),
+        ({"shard_mb": 0}, "shard_mb=0 must be a number of MB, more than 0"),
+        ({"shard_mb": math.inf}, "shard_mb=inf must be a number of MB"),
+        ({"shard_mb": 5e-324}, "shard_mb=5e-324 must be a number of MB"),
+        ({"shard_mb": math.nan}, "shard_mb=nan must be a number of MB"),
         ({"workers": -1}, "workers=-1 must be 0"),
         ({"on_error": "ignore"}, "on_error='ignore' is not known"),
     ):
@@ -485,12 +491,27 @@ def test_command(tmp_path, photos, capsys):
     output = capsys.readouterr()
     assert output.out == f"{tmp_path}/out/my_photos/1.0.0: 9 in train, 5 in test, 2 in validation\n"
     assert "16 of 16 images, " in output.err
+    assert cli.main([*command, f"--source={tmp_path}/photos/", "--workers=1"]) == 0
+    again = capsys.readouterr()
+    assert again.out == output.out
+    assert "my_photos/1.0.0 is there already" in again.err
     assert cli.main([*command, "--check"]) == 0
     assert capsys.readouterr().out.endswith("3 shards, as prepared\n")
     shard = next((tmp_path / "out/my_photos/1.0.0").glob("*test*"))
     shard.write_bytes(b"")
     assert cli.main([*command, "--check"]) == 1
-    assert f"{shard.name}: 0 bytes, not " in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert f"{shard.name}: 0 bytes, not " in output
+    assert "3 shards, 1 files not as prepared: copy or remove them, or remove the folder" in output
+
+
+def test_command_interrupted(tmp_path, photos, capsys, monkeypatch):
+    command = ["prepare", "folder", "--name=my_photos", f"--data-dir={tmp_path}/out", f"--source={tmp_path}/photos"]
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert cli.main([*command, "--workers=1"]) == 130
+    assert capsys.readouterr().err.endswith("stopped. Whole shards stand: the same command goes on from them.\n")
+    assert cli.main([*command, "--workers=1"]) == 0
 
 
 @pytest.mark.parametrize(

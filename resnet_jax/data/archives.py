@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import os
+import posixpath
 import tarfile
 import threading
 import zipfile
@@ -137,7 +138,7 @@ class Zip:
 
 @dataclasses.dataclass(frozen=True)
 class Tar:
-    """Regular files in an uncompressed tar; `members` holds name -> (offset, bytes) and is pickled with it."""
+    """Files in an uncompressed tar; `members` holds name -> (offset, bytes) and is pickled with it."""
 
     path: str
     members: Mapping[str, tuple[int, int]] = dataclasses.field(repr=False)
@@ -161,16 +162,31 @@ class Tar:
 
 
 def open_tar(path: str) -> Tar:
-    """Lists the regular files of a tar; links and devices are left out.
+    """Lists the files of a tar, those that are links to others of it too: tar stores a file of two names as one.
 
     Raises:
       tarfile.TarError: no tar, or cut short.
+      ValueError: a link to what is no file of the tar.
     """
+    links: dict[str, str] = {}
     with open(path, "rb") as file:
-        return Tar(path, {name: (offset, size) for name, offset, size in walk_tar(file, os.path.getsize(path))})
+        walk = walk_tar(file, os.path.getsize(path), links)
+        members = {name: (offset, size) for name, offset, size in walk}
+    for link, target in links.items():
+        followed = {link}
+        while target in links and target not in followed:  # a link may lead to a link, or in a circle
+            followed.add(target)
+            target = links[target]
+        if target not in members:
+            raise ValueError(
+                f"{path} holds the link {link} -> {links[link]}, which is no file in it: make it anew with "
+                "tar --dereference, or without the link."
+            )
+        members[link] = members[target]
+    return Tar(path, members)
 
 
-def walk_tar(file: BinaryIO, end: int) -> Iterator[tuple[str, int, int]]:
+def walk_tar(file: BinaryIO, end: int, links: dict[str, str] | None = None) -> Iterator[tuple[str, int, int]]:
     """(name, offset in `file`, bytes) of each regular file in the tar that starts where `file` stands.
 
     A tar in a tar is walked in place: offsets stay those of the outer file.
@@ -178,6 +194,7 @@ def walk_tar(file: BinaryIO, end: int) -> Iterator[tuple[str, int, int]]:
     Args:
       file: seekable, without compression.
       end: the offset at which the tar must be over.
+      links: gets the name of each link, and of the file that it leads to.
 
     Raises:
       tarfile.TarError: no tar, or cut short.
@@ -186,8 +203,12 @@ def walk_tar(file: BinaryIO, end: int) -> Iterator[tuple[str, int, int]]:
         while (member := tar.next()) is not None:
             if member.offset_data + member.size > end:
                 raise tarfile.ReadError(f"{member.name} reaches beyond the end")
+            name = member.name.removeprefix("./")
             if member.isreg() and not member.issparse():
-                yield member.name.removeprefix("./"), member.offset_data, member.size
+                yield name, member.offset_data, member.size
+            elif links is not None and (member.islnk() or member.issym()):
+                folder = posixpath.dirname(name) if member.issym() else ""  # hard links are told from the top
+                links[name] = posixpath.normpath(posixpath.join(folder, member.linkname))
             tar.members.clear()  # type: ignore[attr-defined]  # a million of them are gigabytes
         # A tar ends with a block of zeros; without one, the walk stopped at the end of the file.
         file.seek(tar.offset)

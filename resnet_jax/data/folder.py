@@ -40,7 +40,8 @@ def open_folder(path: str, split: str) -> Dataset:
     """Opens one split of an image folder or of a zip or tar of one; everything may lie in one enclosing folder.
 
     The test split is the folder `test`, or else `val` or `validation`. Classes are the sorted names of the folders and
-    must be the same in both splits. Hidden files and files that are no images are left out.
+    must be the same in both splits. Hidden files and files that are no images are left out; images in folders of their
+    own inside a class are refused.
 
     Raises:
       FileNotFoundError: there is nothing at `path`, or the split is not in it.
@@ -123,6 +124,12 @@ def check_same_classes(archive: Archive, here: str, there: str) -> list[str]:
 
 def _images(archive: Archive, folder: str) -> list[str]:
     """The image files of one class, sorted: the order must not depend on the file system."""
+    for inner in _folders(archive, folder):
+        if any(name.lower().endswith(EXTENSIONS) for name in archive.children(f"{folder}/{inner}")[1]):
+            raise ValueError(
+                f"{archive.path}/{folder}/{inner} has images, but those of a class lie in the class's folder itself: "
+                f"move them up, or remove {inner}/."
+            )
     files = sorted(name for name in archive.children(folder)[1] if not name.startswith("."))
     images = [name for name in files if name.lower().endswith(EXTENSIONS)]
     if not images:

@@ -103,6 +103,8 @@ def _unpack(path: str) -> dict[str, bytes]:
             }
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist: give the path of the archive, as it was published.") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder: give the path of the archive itself, as it was published.") from None
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ValueError(f"{path} is no tar, or damaged, or was cut short ({error}): copy it again.") from error
 

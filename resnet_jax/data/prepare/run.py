@@ -57,7 +57,9 @@ def prepare(
     plan = metadata.describe(source, shards, shard_mb, on_error, decode)
     final = dataset_folder(data_dir, source.name, source.version)
     work = f"{final}.preparing"
-    if not os.path.exists(final):
+    if os.path.exists(final):
+        say(f"{final} is there already: nothing is left to write")
+    else:
         os.makedirs(f"{work}.reports", exist_ok=True)
         with _alone(work):
             if not os.path.exists(final):  # another preparer may have been there before

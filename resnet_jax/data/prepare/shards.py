@@ -50,8 +50,8 @@ def plan_shards(source: Source, shard_mb: float) -> list[Shard]:
     Raises:
       ValueError: two examples have the same key, or a number out of range.
     """
-    if not shard_mb > 0:
-        raise ValueError(f"shard_mb={shard_mb} must be more than 0 MB.")
+    if not 1e-6 <= shard_mb < math.inf:  # from a byte on
+        raise ValueError(f"shard_mb={shard_mb} must be a number of MB, more than 0.")
     shards = []
     for split, entries in source.splits.items():
         entries = sort_as_tfds(split, entries)
