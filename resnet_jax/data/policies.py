@@ -27,6 +27,17 @@ Policy = Callable[[np.random.Generator, int, int], list[Operation]]
 SIGNED = {"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness"}
 
 
+def linspace(first: float, last: float, count: int) -> np.ndarray:
+    """PyTorch's `linspace`, in float32 and to its last bit: from both ends, multiplied and added with one rounding.
+
+    TrivialAugment's 16 pixels are there 15.999999, which translates by 15.
+    """
+    first, last = float(np.float32(first)), float(np.float32(last))
+    step = float((np.float32(last) - np.float32(first)) / np.float32(count - 1))
+    place = np.arange(count)
+    return np.where(place < count // 2, first + step * place, last - step * (count - 1 - place)).astype(np.float32)
+
+
 def _magnitudes(
     num_bins: int, shear: float, translate: tuple[float, float], rotate: float, enhance: float, bits: int
 ) -> dict[str, np.ndarray | None]:
@@ -40,10 +51,7 @@ def _magnitudes(
       enhance: of brightness, colour, contrast and sharpness.
       bits: that posterising takes at most.
     """
-
-    def up_to(strongest: float, start: float = 0.0) -> np.ndarray:
-        return np.linspace(start, strongest, num_bins).astype(np.float32)  # PyTorch's precision
-
+    up_to = functools.partial(linspace, 0.0, count=num_bins)
     return {
         "Identity": None,
         "ShearX": up_to(shear),
@@ -56,7 +64,7 @@ def _magnitudes(
         "Contrast": up_to(enhance),
         "Sharpness": up_to(enhance),
         "Posterize": 8 - np.round(np.arange(num_bins) / ((num_bins - 1) / bits)),
-        "Solarize": up_to(0.0, start=255.0),
+        "Solarize": linspace(255.0, 0.0, num_bins),
         "AutoContrast": None,
         "Equalize": None,
     }
@@ -162,7 +170,8 @@ LEVELS: dict[str, Callable[[float], float] | None] = {
     "Equalize": None,
     "Invert": None,
     "Rotate": lambda level: level / 10 * 30,
-    "Posterize": lambda level: 4 - int(level / 10 * 4),
+    # At level 10 timm keeps no bit, which made the image black, and which Pillow refuses by now.
+    "Posterize": lambda level: max(4 - int(level / 10 * 4), 1),
     "Solarize": lambda level: 256 - min(256, int(level / 10 * 256)),
     "SolarizeAdd": lambda level: min(128, int(level / 10 * 110)),
     "Color": lambda level: level / 10 * 0.9,
