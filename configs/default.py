@@ -51,6 +51,20 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.decoder = "auto"  # of "resized": "opencv", "pillow", or "auto": the first where it is installed
     config.data.padding = 1  # pixels of mean colour on each side, before the random crop
     config.data.flip = False  # mirror half of the images
+    # What follows crop and flip: "none", "trivial" (TrivialAugment), "rand" (RandAugment), "auto", "auto_cifar10"
+    # (AutoAugment) as in torchvision, or timm's RandAugment in its notation: "rand-m7-mstd0.5-inc1".
+    config.data.augment = "none"
+    config.data.augment_ops = placeholder(int)  # "rand" only: operators on each image; None: 2
+    config.data.augment_magnitude = placeholder(int)  # "rand" only: 0..30; None: 9
+    # Of its geometric operators: "nearest", "bilinear", "bicubic", "random" (one of the last two for each). None:
+    # "nearest", torchvision's default (its training script has "bilinear"), or timm's, "random".
+    config.data.augment_interpolation = placeholder(str)
+    # Outside the image: "black" or "mean". None: "black", or timm's, "mean".
+    config.data.augment_fill = placeholder(str)
+    config.data.color_jitter = (0.0, 0.0, 0.0, 0.0)  # strengths of brightness, contrast, saturation, hue (0.5: any)
+    config.data.erase = 0.0  # probability that a window is painted over with the mean colour
+    config.data.erase_noise = False  # with noise of the data's mean and std instead
+    config.data.repeats = 1  # of each example, augmented differently; an epoch then has 1 / repeats of the examples
     config.data.on_error = "refuse"  # an unreadable image: "refuse" to go on, or "skip" it, counted
     config.data.max_unreadable = 0.001  # "skip" only: share of the images from which on the run stops all the same
     config.data.fingerprint = ""  # of the data, as config.json of a run has it; others are refused. "": any

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from configs import default
+from resnet_jax.data import pipeline, transforms
 from resnet_jax.training import checkpoint, experiment, loop, report, window, workdirs
 from test_house import ROOT
 
@@ -218,6 +219,14 @@ def test_a_checkpoint_of_another_model_is_refused(finished):
         ({"accumulate_steps": 4}, r"accumulate_steps=4 does not divide the 2 images of each device \(.*batch_size=8"),
         ({"data.max_unreadable": 1.0}, r"max_unreadable=1.0 is a share, in \[0, 1\)"),
         ({"profile_steps": (5, 2)}, r"profile_steps=\(5, 2\) must be \(first, last\) steps"),
+        (
+            {"data.augment": "trivia"},
+            "config.data: augment='trivia' is not known: use one of 'none', 'trivial', 'rand'",
+        ),
+        ({"data.augment_ops": 3}, "config.data: augment_ops=3 has no effect with augment='none'"),
+        ({"data.color_jitter": (0.4, 0.4, 0.4)}, "color_jitter=.* must be the strengths of brightness"),
+        ({"data.erase_noise": True}, "erase_noise=.* has no effect with erase=0.0"),
+        ({"data.repeats": 0}, "config.data.repeats=0 must be 1 or more"),
         ({"data.fingerprint": "0123"}, "fingerprint='0123', but that of 'synthetic' is '[0-9a-f]{16}'"),
         ({"schedule.warmup_epochs": 2.0}, "warm-up of 16 steps does not fit a run of 16"),
         ({"model.name": "resnet5"}, "unknown model 'resnet5'"),
@@ -260,6 +269,28 @@ def test_nothing_to_evaluate_is_said(tmp_path):
         loop.evaluate(tiny_config(), "")
     with pytest.raises(FileNotFoundError, match="not the workdir of a run"):
         loop.evaluate(tiny_config(), str(tmp_path))
+
+
+def test_the_augmentation_of_the_config_reaches_the_batches():
+    keys = {"augment": "rand", "augment_ops": 1, "augment_magnitude": 20, "augment_interpolation": "bilinear"}
+    keys |= {"augment_fill": "mean", "color_jitter": (0.4, 0.4, 0.4, 0.1), "erase": 0.5, "crop": "resized"}
+    data = {f"data.{key}": value for key, value in keys.items()}
+    run = experiment.build(tiny_config(**data, **{"data.repeats": 2, "data.erase_noise": True}))
+    mean, std = run.config.data.mean, run.config.data.std
+    transform = transforms.train_transform(
+        run.config.data.image_size,
+        **keys,
+        flip=run.config.data.flip,
+        decoder=run.config.data.decoder,
+        fill=tuple(round(255 * value) for value in mean),
+        erase_noise=tuple(255 * value for value in std),
+    )
+    numbers = {"batch_size": run.config.batch_size, "seed": run.config.seed, "repeats": 2, "start_step": 3}
+    with (
+        experiment.train_batches(run, 3) as batches,
+        pipeline.train_batches(run.train_data, transform=transform, **numbers) as expected,
+    ):
+        np.testing.assert_array_equal(next(batches)["image"], next(expected)["image"])
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from resnet_jax.data import datasets, pipeline, transforms
 
 AUGMENT = transforms.train_transform(8, padding=2, fill=(9,))
 PLAIN = transforms.eval_transform(8)
+PLAIN_TRAINING = transforms.train_transform(8, crop="none", flip=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +106,40 @@ def test_each_epoch_has_every_example_once_in_an_order_of_its_own(batch_size):
 def test_an_example_is_augmented_anew_in_each_epoch():
     dataset = datasets.open_dataset("synthetic", "train", image_size=8, num_examples=1)
     assert len({image.tobytes() for batch in take(1, dataset) for image in batch["image"]}) > 8
+
+
+def examples(**kwargs):
+    """Indices in the order of the stream, of 20 passes over 10 examples in batches of 8; and the batches."""
+    batches = take(25, numbered(10), batch_size=8, transform=transforms.train_transform(8), **kwargs)
+    return np.concatenate([batch["label"] for batch in batches]), batches
+
+
+@pytest.mark.parametrize("repeats", [2, 3, 4, 10, 11])
+def test_repeats_take_the_first_examples_of_each_pass_so_many_times(repeats):
+    """As torchvision's RASampler: the order of a pass, each index repeated, cut off to the length of the pass."""
+    order, _ = examples()
+    passes = [np.repeat(one, repeats)[:10] for one in order.reshape(20, 10)]
+    stream = np.concatenate(passes).reshape(25, 8)
+    found, _ = examples(repeats=repeats)
+    for batch, expected in zip(found.reshape(25, 8), stream, strict=True):
+        # In a batch all places 0, repeats, 2 repeats, ... come first, then 1, repeats + 1, ...
+        np.testing.assert_array_equal(batch, np.concatenate([expected[first::repeats] for first in range(repeats)]))
+
+
+def test_repeated_examples_are_augmented_differently_and_lie_on_different_devices():
+    (batch,) = take(1, synthetic(64), batch_size=32, repeats=4, transform=transforms.train_transform(8, padding=4))
+    assert len({image.tobytes() for image in batch["image"]}) > 28
+    (batch,) = take(1, numbered(64), batch_size=32, repeats=4, transform=PLAIN_TRAINING)
+    assert collections.Counter(collections.Counter(batch["label"].tolist()).values()) == {4: 8}
+    for devices in (4, 8, 16):
+        assert all(len(set(share)) == 32 // devices for share in batch["label"].reshape(devices, -1))
+
+
+def test_repeats_come_the_same_on_hosts_threads_and_after_a_restart():
+    whole = take(8, repeats=3)
+    assert_same(take(3, repeats=3, start_step=5), whole[5:])
+    assert_same(take(8, repeats=3, num_threads=0), whole)
+    assert_same(concatenate([take(8, repeats=3, process_index=i, process_count=4) for i in range(4)]), whole)
 
 
 @pytest.mark.parametrize("step", [1, 5])

@@ -40,8 +40,17 @@ def dataset(tmp_path_factory):
     return write(tmp_path_factory.mktemp("photos") / "photos.zip")
 
 
-def take(count, dataset, decoder="opencv", batch_size=8, **kwargs):
-    transform = transforms.train_transform(32, crop="resized", decoder=decoder)
+EVERYTHING = {
+    "augment": "rand-m7-mstd0.5-inc1",
+    "color_jitter": (0.4, 0.4, 0.4, 0.1),
+    "fill": (124, 116, 104),
+    "erase": 0.5,
+    "erase_noise": (58.0, 57.0, 57.0),
+}
+
+
+def take(count, dataset, decoder="opencv", batch_size=8, augmentation=None, **kwargs):
+    transform = transforms.train_transform(32, crop="resized", decoder=decoder, **augmentation or {})
     with pipeline.train_batches(dataset, batch_size=batch_size, transform=transform, seed=5, **kwargs) as batches:
         return list(itertools.islice(batches, count))
 
@@ -64,6 +73,28 @@ def test_a_restart_and_hosts_do_not_change_the_batches(dataset):
     hosts = [take(6, dataset, process_index=index, process_count=2) for index in range(2)]
     both = [{name: np.concatenate([one[name], two[name]]) for name in one} for one, two in zip(*hosts, strict=True)]
     assert_same(both, whole)
+
+
+@pytest.mark.parametrize("decoder", images.DECODERS)
+def test_nothing_changes_the_batches_with_every_augmentation_on(dataset, decoder):
+    settings = {"decoder": decoder, "augmentation": EVERYTHING, "repeats": 2}
+    whole = take(6, dataset, num_threads=0, **settings)
+    assert_same(take(6, dataset, num_threads=4, **settings), whole)
+    assert_same(take(2, dataset, start_step=4, **settings), whole[4:])
+    hosts = [take(6, dataset, process_index=index, process_count=2, **settings) for index in range(2)]
+    for part, rows in zip(hosts, (slice(0, 4), slice(4, 8)), strict=True):
+        assert_same(part, [{name: batch[name][rows] for name in batch} for batch in whole])
+    plain = take(6, dataset, decoder, repeats=2)  # the same crops and flips
+    changed = [(batch["image"] != other["image"]).any((1, 2, 3)) for batch, other in zip(whole, plain, strict=True)]
+    assert np.concatenate(changed).mean() > 0.9
+    for batch, other in zip(whole, plain, strict=True):
+        np.testing.assert_array_equal(batch["label"], other["label"])
+
+
+@pytest.mark.slow
+def test_workers_do_not_change_the_batches_with_every_augmentation_on(dataset):
+    settings = {"augmentation": EVERYTHING, "repeats": 2}
+    assert_same(take(6, dataset, num_workers=2, num_threads=1, **settings), take(6, dataset, **settings))
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax.data import transforms
+from resnet_jax.data import augment, transforms
+from resnet_jax.data.autoaugment import create_augmentation
 
 PACKAGE = pathlib.Path(transforms.__file__).parent.parent
 
@@ -101,6 +102,18 @@ def test_train_transform_is_a_picklable_function_of_image_and_rng(crop, shape):
     np.testing.assert_array_equal(image, before)
 
 
+def test_policy_jitter_and_erasing_follow_crop_and_flip_in_this_order():
+    settings = {"crop": "resized", "fill": (124, 116, 104)}
+    changes = {"augment": "trivial", "color_jitter": (0.4, 0.4, 0.4, 0.1), "erase": 1.0}
+    transform = pickle.loads(pickle.dumps(transforms.train_transform(16, **settings, **changes)))
+    for seed in range(20):
+        image, rng = noise(40, 30, seed=seed), np.random.default_rng(seed)
+        expected = transforms.train_transform(16, **settings)(image, rng)
+        expected = create_augmentation("trivial", color_jitter=changes["color_jitter"])(expected, rng)
+        expected = augment.random_erase(expected, rng, 1.0, (124, 116, 104))
+        np.testing.assert_array_equal(transform(image, np.random.default_rng(seed)), expected)
+
+
 def test_train_transform_without_augmentation_is_evaluation():
     image = noise(40, 31)
     plain = transforms.train_transform(16, crop="none", flip=False)(image, np.random.default_rng(0))
@@ -148,6 +161,12 @@ def test_fill_must_fit_the_channels():
     transform = transforms.train_transform(8, fill=(1, 2))
     with pytest.raises(ValueError, match=r"fill=\(1, 2\) has 2 entries, but the image has 3 channels"):
         transform(noise(8, 8), np.random.default_rng(0))
+
+
+def test_a_colour_must_fit_the_channels_of_a_policy():
+    transform = transforms.train_transform(8, augment="trivial", augment_fill="mean", fill=(1, 2, 3), crop="none")
+    with pytest.raises(ValueError, match=r"fill=\(1, 2, 3\) has 3 entries, but the image has 1 channels"):
+        [transform(noise(8, 8, 1), np.random.default_rng(seed)) for seed in range(30)]
 
 
 def test_images_and_transforms_need_numpy_and_pillow_alone():

@@ -11,6 +11,9 @@ Window = tuple[int, int, int, int]  # top, left, height, width, in pixels
 # Of `random_resized_crop`, as in torchvision.
 SCALE = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
+# Of `random_erase`, likewise; timm's are (0.02, 1 / 3) and (0.3, 1 / 0.3).
+ERASED_SCALE = (0.02, 0.33)
+ERASED_RATIO = (0.3, 3.3)
 
 
 def pad_and_crop(image: ImageArray, rng: np.random.Generator, padding: int, fill: tuple[int, ...] = (0,)) -> ImageArray:
@@ -93,3 +96,65 @@ def cut_window(image: ImageArray, window: Window) -> ImageArray:
     """The window's pixels, a view."""
     top, left, height, width = window
     return image[top : top + height, left : left + width]
+
+
+def random_erase(
+    image: ImageArray,
+    rng: np.random.Generator,
+    probability: float,
+    fill: tuple[int, ...] = (0,),
+    noise: tuple[float, ...] | None = None,
+) -> ImageArray:
+    """Paints over a window of random area and shape, as torchvision's `RandomErasing`.
+
+    torchvision erases after normalisation, with 0; these images are not normalised yet, and the mean colour will be 0
+    but for its rounding to a whole level (0.009 at most, with ImageNet's numbers). Noise, too, is rounded, and clipped
+    to 0..255, which timm's ("pixel") is not: with ImageNet's numbers about one value in 25.
+
+    Args:
+      image: uint8 [height, width, channels]; it stays as it is.
+      rng: source of whether, of the window, and of the noise.
+      probability: of erasing at all.
+      fill: the data's mean colour, 0..255 for each channel, or one number for all.
+      noise: standard deviation of each channel, or of all, in levels: normal noise around `fill`, for each pixel and
+        channel. None: the colour `fill` alone.
+
+    Reference: Zhong et al. 2017, arXiv:1708.04896.
+    """
+    if rng.random() >= probability:
+        return image
+    window = sample_erased(image.shape[0], image.shape[1], rng)
+    if window is None:
+        return image
+    image = image.copy()
+    erased = cut_window(image, window)
+    if noise is None:
+        erased[:] = fill
+    else:
+        erased[:] = np.clip(np.rint(rng.normal(fill, noise, erased.shape)), 0, 255)
+    return image
+
+
+def sample_erased(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float] = ERASED_SCALE,
+    ratio: tuple[float, float] = ERASED_RATIO,
+) -> Window | None:
+    """A random window that is smaller than the image in both directions: the first of ten tries, or None.
+
+    Args:
+      height: of the image.
+      width: of the image.
+      rng: source of area, shape and place.
+      scale: area as a part of the image's, least and greatest.
+      ratio: height / width, least and greatest; uniform in its logarithm.
+    """
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if h < height and w < width:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    return None

@@ -96,7 +96,7 @@ def open_image(image: ImageLike, channels: int = 3) -> Image.Image:
     if channels not in MODES:
         raise ValueError(f"channels={channels}, but an image is decoded to 1 (grey) or 3 (RGB) channels.")
     if isinstance(image, np.ndarray):
-        return _convert(_from_array(image), channels)
+        return _convert(from_array(image), channels)
     if isinstance(image, Image.Image):
         return _decode(image, "the image is", channels)
     if isinstance(image, bytes):
@@ -150,7 +150,8 @@ def _note_16_bits() -> None:
     logger.warning("16-bit images are scaled to 8 bits; PyTorch's pipelines would turn all grey values above 255 white")
 
 
-def _from_array(array: ImageArray) -> Image.Image:
+def from_array(array: ImageArray) -> Image.Image:
+    """The Pillow image, in mode "L", "RGB" or "RGBA", of uint8 [height, width] or [height, width, 1, 3 or 4]."""
     if array.dtype != np.uint8:
         raise TypeError(f"an image array must be uint8, 0..255, got {array.dtype}.")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3, 4)) or not array.size:
@@ -191,7 +192,7 @@ def resize_shorter(image: ImageArray, size: int, interpolation: str = "bilinear"
 
 def resize(image: ImageArray, height: int, width: int, interpolation: str) -> ImageArray:
     """Pillow's antialiased resizing."""
-    return to_array(_from_array(image).resize((width, height), INTERPOLATIONS[interpolation]))
+    return to_array(from_array(image).resize((width, height), INTERPOLATIONS[interpolation]))
 
 
 def center_crop(image: ImageArray, size: int) -> ImageArray:

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import grain
@@ -21,6 +21,7 @@ from absl import flags
 
 from resnet_jax.data.datasets import Dataset
 from resnet_jax.data.images import UnreadableImage, decode
+from resnet_jax.data.order import Host, Order, Repeated, apart
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +59,13 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     on_error: str = "refuse",
+    repeats: int = 1,
 ) -> Batches:
     """Endless shuffled and augmented batches; the batch of a step is a pure function of `seed` and step.
 
     Each pass over the data set has an order of its own and has every example once; a batch may lie across two passes.
+    With `repeats` > 1 a pass is as long, but has only the first examples of its order, each so many times and each time
+    augmented differently (repeated augmentation, Hoffer et al. 2020, arXiv:1901.09335).
 
     Args:
       dataset: what to draw from.
@@ -77,6 +81,10 @@ def train_batches(
         hosts' batches, one after the other, are the batch of a single host.
       on_error: an unreadable image: "refuse" raises, "skip" delivers a black image with mask 0 and logs a warning,
         once for each file; `batch_size - mask.sum()` counts them.
+      repeats: of each example, in one batch but for those at its ends, which go on in the next. As torchvision's
+        `RASampler` draws them: 1 / repeats of the data in a pass, in a new order each time. There, neighbours in the
+        order go to different devices; here they lie batch_size / repeats rows apart, to the same effect where at least
+        `repeats` devices share the batch. RASampler also ends a pass at a multiple of 256, which is left out here.
 
     Raises:
       ValueError: numbers that do not go together, or an empty data set; while iterating, `UnreadableImage`.
@@ -86,8 +94,12 @@ def train_batches(
         raise ValueError(f"seed={seed} must lie in 0..2^32 - 1.")
     if start_step < 0:
         raise ValueError(f"start_step={start_step} must be 0 or more.")
-    order = grain.MapDataset.range(len(dataset)).seed(seed).shuffle().repeat()
-    host = _Host(process_index, batch_size // process_count, batch_size)
+    if repeats < 1:
+        raise ValueError(f"repeats={repeats} must be 1 or more.")
+    order: Order = grain.MapDataset.range(len(dataset)).seed(seed).shuffle().repeat()
+    if repeats > 1:
+        order = Repeated(order, len(dataset), repeats)
+    host = Host(process_index, batch_size // process_count, apart(batch_size, repeats))
     rows = _Rows(
         dataset, order, host, sys.maxsize // batch_size, functools.partial(_augment, transform, seed), on_error
     )
@@ -115,7 +127,7 @@ def eval_batches(
     """
     _check(dataset, batch_size, process_index, process_count, num_threads, num_workers, on_error)
     order = range(len(dataset))
-    host = _Host(process_index, batch_size // process_count, batch_size)
+    host = Host(process_index, batch_size // process_count, range(batch_size))
     num_batches = -(-len(dataset) // batch_size)
     rows = _Rows(dataset, order, host, num_batches, functools.partial(_evaluate, transform), on_error)
     return _iterate(rows, 0, num_threads, num_workers)
@@ -143,27 +155,13 @@ def _decoded(image: Image, channels: int) -> np.ndarray:
 # Rows ---------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _Host:
-    """Which rows of a global batch are this host's."""
-
-    index: int
-    rows: int
-    batch_size: int
-
-    def position(self, row: int) -> int:
-        """Place of this host's `row` (counted through all steps) in the stream of all hosts."""
-        step, row = divmod(row, self.rows)
-        return step * self.batch_size + self.index * self.rows + row
-
-
 @dataclasses.dataclass(frozen=True, repr=False)
 class _Rows:
     """This host's rows, one after the other: a pure function of the row's number, as Grain's random access wants it."""
 
     dataset: Dataset
-    order: Sequence[int] | grain.MapDataset  # position in the stream -> index of the example
-    host: _Host
+    order: Order  # position in the stream -> index of the example
+    host: Host
     num_batches: int
     transform: Callable[[Image, int, int], np.ndarray]  # of image, channels and position
     on_error: str

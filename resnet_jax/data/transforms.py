@@ -5,15 +5,16 @@ All randomness comes from the `numpy.random.Generator` that is passed.
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from resnet_jax.data import images, opencv
-from resnet_jax.data.augment import cut_window, flip_coin, pad_and_crop, random_flip, sample_window
+from resnet_jax.data.augment import cut_window, flip_coin, pad_and_crop, random_erase, random_flip, sample_window
 from resnet_jax.data.augment import random_resized_crop as random_resized_crop
+from resnet_jax.data.autoaugment import NO_JITTER, Augmentation, create_augmentation
 from resnet_jax.data.images import ImageArray, ImageLike, center_crop, resize, resize_shorter
 from resnet_jax.data.images import UnreadableImage as UnreadableImage
 
@@ -30,8 +31,18 @@ def train_transform(
     flip: bool = True,
     fill: tuple[int, ...] = (0,),
     decoder: str = "pillow",
+    augment: str = "none",
+    augment_ops: int | None = None,
+    augment_magnitude: int | None = None,
+    augment_interpolation: str | None = None,
+    augment_fill: str | None = None,
+    color_jitter: Sequence[float] = NO_JITTER,
+    erase: float = 0.0,
+    erase_noise: tuple[float, ...] | None = None,
 ) -> "TrainTransform":
     """Augmentation as a picklable function of (image, rng); the result is `image_size` x `image_size`.
+
+    In this order: crop, flip, `augment`, `color_jitter`, `erase`.
 
     Args:
       image_size: pixels, height and width.
@@ -39,12 +50,21 @@ def train_transform(
         another size is first resized, by its shorter side, and cropped in the middle.
       padding: pixels on each side; "pad" only.
       flip: mirror half of the images.
-      fill: colour of the padding, 0..255, for each channel or for all; "pad" only.
+      fill: the data's mean colour, 0..255, for each channel or for all: of the padding, of what is erased, and where
+        `augment_fill` says so.
       decoder: "opencv" or "pillow"; "resized" only, the others are Pillow's. The windows are the same, the pixels are
         not quite: a run keeps to one. `images.resolve_decoder` chooses.
+      augment: a policy's name; this one and the next four are the arguments of `autoaugment.create_augmentation`.
+      augment_ops: its `num_ops`.
+      augment_magnitude: its `magnitude`.
+      augment_interpolation: its `interpolation`.
+      augment_fill: its `fill`.
+      color_jitter: strengths of brightness, contrast, saturation and hue (`policies.color_jitter`).
+      erase: probability that a window is painted over (`random_erase`).
+      erase_noise: with noise of this deviation, in levels, for each channel or for all. None: with `fill`.
 
     Raises:
-      ValueError: an unknown `crop` or decoder, or a number out of range.
+      ValueError: an unknown name, a number out of range, or arguments that contradict each other.
       ImportError: the decoder "opencv" without OpenCV.
     """
     _check_positive("image_size", image_size)
@@ -57,7 +77,18 @@ def train_transform(
     if decoder not in images.DECODERS:
         known = " or ".join(map(repr, images.DECODERS))
         raise ValueError(f"decoder={decoder!r} is not known here: use {known}, or what images.resolve_decoder gives.")
-    return TrainTransform(image_size, crop, padding, flip, tuple(fill), images.resolve_decoder(decoder))
+    _check_erase(erase, erase_noise)
+    augmentation = create_augmentation(
+        augment,
+        num_ops=augment_ops,
+        magnitude=augment_magnitude,
+        interpolation=augment_interpolation,
+        fill=augment_fill,
+        color_jitter=color_jitter,
+        mean=tuple(fill),
+    )
+    decoder = images.resolve_decoder(decoder)
+    return TrainTransform(image_size, crop, padding, flip, tuple(fill), decoder, augmentation, erase, erase_noise)
 
 
 def eval_transform(
@@ -95,6 +126,9 @@ class TrainTransform:
     flip: bool
     fill: tuple[int, ...]
     decoder: str
+    augmentation: Augmentation | None
+    erase: float
+    erase_noise: tuple[float, ...] | None
 
     def __call__(self, image: ImageArray, rng: np.random.Generator) -> ImageArray:
         """Augments uint8 [height, width, channels]."""
@@ -103,7 +137,7 @@ class TrainTransform:
         image = _fit(image, self.image_size, self.image_size)
         if self.crop == "pad":
             image = pad_and_crop(image, rng, self.padding, self.fill)
-        return random_flip(image, rng) if self.flip else image
+        return self._change(random_flip(image, rng) if self.flip else image, rng)
 
     def from_encoded(self, data: bytes, channels: int, rng: np.random.Generator) -> ImageArray:
         """Augments the bytes of a file: as the decoded image, but of a JPEG OpenCV decodes no more than it needs.
@@ -120,12 +154,18 @@ class TrainTransform:
         return self.finish(opencv.decode_window(data, header, window, self.image_size, channels), rng)
 
     def finish(self, window: ImageArray, rng: np.random.Generator) -> ImageArray:
-        """A window, resized and perhaps mirrored."""
+        """A window, resized, perhaps mirrored, and changed."""
         if self.decoder == "pillow":
             image = resize(window, self.image_size, self.image_size, "bilinear")
-            return random_flip(image, rng) if self.flip else image
+            return self._change(random_flip(image, rng) if self.flip else image, rng)
         image = opencv.resize(window, self.image_size)
-        return opencv.flip(image) if self.flip and flip_coin(rng) else image
+        return self._change(opencv.flip(image) if self.flip and flip_coin(rng) else image, rng)
+
+    def _change(self, image: ImageArray, rng: np.random.Generator) -> ImageArray:
+        """What follows crop and flip."""
+        if self.augmentation is not None:
+            image = self.augmentation(image, rng)
+        return random_erase(image, rng, self.erase, self.fill, self.erase_noise) if self.erase else image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +185,13 @@ def _fit(image: ImageArray, size: int, resize_size: int, interpolation: str = "b
 def _check_positive(name: str, value: int) -> None:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}={value!r} must be a whole number of pixels, 1 or more.")
+
+
+def _check_erase(erase: float, noise: tuple[float, ...] | None) -> None:
+    if not 0 <= erase <= 1:
+        raise ValueError(f"erase={erase} is a probability, in [0, 1].")
+    if noise is not None and not erase:
+        raise ValueError(f"erase_noise={noise} has no effect with erase={erase}: set a probability, or leave it out.")
 
 
 def _check_interpolation(interpolation: str) -> None:

@@ -121,21 +121,27 @@ def design(
 def train_batches(run: Run, start_step: int) -> Any:
     """The batches of steps `start_step`, `start_step + 1`, ...; to be closed."""
     data = run.config.data
-    fill = tuple(round(255 * mean) for mean in data.mean)
     return pipeline.train_batches(
         run.train_data,
         batch_size=run.config.batch_size,
-        transform=transforms.train_transform(
-            data.image_size,
-            crop=data.crop,
-            padding=data.padding,
-            flip=data.flip,
-            fill=fill,
-            decoder=data.decoder,
-        ),
+        transform=_train_transform(data),
         seed=run.config.seed,
         start_step=start_step,
+        repeats=data.repeats,
         **_reading(data),
+    )
+
+
+def _train_transform(data: ml_collections.ConfigDict) -> transforms.TrainTransform:
+    same = (
+        "crop", "padding", "flip", "decoder", "augment", "augment_ops", "augment_magnitude", "augment_interpolation",
+        "augment_fill", "color_jitter", "erase",
+    )  # fmt: skip
+    return transforms.train_transform(
+        data.image_size,
+        fill=tuple(round(255 * mean) for mean in data.mean),
+        erase_noise=tuple(255 * std for std in data.std) if data.erase_noise else None,
+        **{key: data[key] for key in same},
     )
 
 
@@ -206,6 +212,12 @@ def _check(config: ml_collections.ConfigDict, facts: datasets.Facts, num_devices
         raise ValueError(
             f"config.batch_size={config.batch_size} must lie in 1..{facts.num_train}, the size of the training split."
         )
+    try:
+        _train_transform(config.data)
+    except ValueError as error:
+        raise ValueError(f"config.data: {error}") from error
+    if config.data.repeats < 1:
+        raise ValueError(f"config.data.repeats={config.data.repeats} must be 1 or more.")
     check_divisible(config.batch_size, num_devices)
     share = config.batch_size // num_devices
     if config.accumulate_steps < 1 or share % config.accumulate_steps:
