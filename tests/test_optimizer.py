@@ -74,7 +74,7 @@ def test_decay_can_leave_out_norms_and_biases():
         "bn1": {"scale": False, "bias": False},
         "fc": {"bias": False},
     }
-    tx = create_optimizer(1.0, momentum=0.0, weight_decay=0.5, decay_norm_and_bias=False)
+    tx = create_optimizer(1.0, momentum=0.0, weight_decay=0.5, decayed="kernels")
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
     assert updates["conv1"]["kernel"].tolist() == [-0.5, -0.5]
     assert not updates["bn1"]["scale"].any()
