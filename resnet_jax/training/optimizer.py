@@ -154,8 +154,8 @@ def is_not_norm(params: Any) -> Any:
 
 
 # Which parameters weight decay reaches. "all": PyTorch's optimisers by themselves, He et al. 2015. "not_norm":
-# torchvision's references with --norm-weight-decay=0, where the bias of fc is decayed. "kernels": Goyal et al. 2017 and
-# timm, which leave out every bias too.
+# Goyal et al. 2017 and torchvision's references with --norm-weight-decay=0, where the bias of fc is decayed. "kernels":
+# timm, which leaves out every bias too.
 DECAYED: dict[str, Callable[[Any], Any] | None] = {"all": None, "not_norm": is_not_norm, "kernels": is_kernel}
 
 
