@@ -171,11 +171,9 @@ def test_schedules_equal_pytorchs_and_timms_at_every_step(name, x64):
 
 
 def worst(ours, theirs):
-    """Largest difference of any tensor, relative to that tensor's largest value or to 1 if that is smaller."""
+    """Largest difference of any tensor, relative to that tensor's largest value, however small that is."""
     assert set(theirs) <= set(ours)
-    return max(
-        np.abs(ours[key] - value.numpy()).max() / max(1.0, value.abs().max().item()) for key, value in theirs.items()
-    )
+    return max(float(np.abs(ours[key] - value.numpy()).max() / value.abs().max()) for key, value in theirs.items())
 
 
 def tensors(net):
@@ -195,6 +193,15 @@ def optimizer_states(model, state, optimizer, net):
             yield ours, resnet_jax.to_torch(model, state.variables | {"params": trees[0]}), expected
 
 
+@pytest.fixture
+def one_thread():
+    """PyTorch on one thread: with more, such small layers wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def small_net():
     """The first block of each stage of PyTorch's CIFAR ResNet-20."""
     verify = pytest.importorskip("resnet_jax.weights.verify")
@@ -207,7 +214,7 @@ def small_net():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
-def test_fifty_steps_of_a_recipe_equal_the_original(name, x64):
+def test_fifty_steps_of_a_recipe_equal_the_original(name, x64, one_thread):
     net = small_net()
     model = resnet_jax.create_model(
         "cifar_resnet20", stage_sizes=(1, 1, 1), norm="batch_unbiased", param_dtype="float64"
@@ -250,4 +257,5 @@ def test_fifty_steps_of_a_recipe_equal_the_original(name, x64):
     print(f"\n{name}: {differences}")
     assert all(value < 1e-8 for value in differences.values()), differences
     assert {"trace"} < differences.keys() or {"mu", "nu"} < differences.keys()
-    assert worst(resnet_jax.to_torch(model, state.variables), start) > 1e-2  # something was learnt
+    learnt = resnet_jax.to_torch(model, state.variables)
+    assert all(np.abs(learnt[key] - start[key].numpy()).max() > 1e-3 for key in dict(net.named_parameters()))

@@ -165,6 +165,11 @@ def _check_ema(config: ml_collections.ConfigDict) -> None:
     ema = config.ema
     if not 0 <= ema.decay < 1:
         raise ValueError(f"config.ema.decay={ema.decay} is the share an update leaves, in [0, 1); 0: no average.")
+    if ema.copy_epochs and not ema.decay:
+        raise ValueError(
+            f"config.ema.copy_epochs={ema.copy_epochs} is of the average that config.ema.decay=0.0 leaves out: give a "
+            "decay, or no epochs."
+        )
     if ema.every_steps < 1:
         raise ValueError(f"config.ema.every_steps={ema.every_steps} must be 1 or more.")
     if not 0 <= ema.copy_epochs < config.num_epochs:
