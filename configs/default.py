@@ -72,18 +72,47 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.num_workers = 0  # processes that do so instead, for hosts with tens of cores
 
     config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "sgd"  # "sgd" and "adamw" as PyTorch's, "lamb" as timm's
     config.optimizer.learning_rate = 0.1  # its highest value
-    config.optimizer.momentum = 0.9
-    config.optimizer.nesterov = True
-    config.optimizer.weight_decay = 5e-4  # added to the gradient, as PyTorch's SGD does (L2)
-    config.optimizer.decay_norm_and_bias = True  # as PyTorch by default; False: kernels only
+    config.optimizer.momentum = 0.9  # "sgd" only
+    config.optimizer.nesterov = True  # "sgd" only
+    config.optimizer.betas = (0.9, 0.999)  # "adamw" and "lamb" only
+    config.optimizer.eps = 1e-8  # "adamw" and "lamb" only; timm's Lamb has 1e-6
+    config.optimizer.weight_decay = 5e-4  # "sgd": added to the gradient (L2); "adamw", "lamb": to the update
+    config.optimizer.decayed = "all"  # as PyTorch by itself; "not_norm": all but norms; "kernels": no bias, either
+    config.optimizer.clip_norm = 0.0  # gradients are scaled down to this norm over all tensors; 0: never
     config.optimizer.label_smoothing = 0.0  # probability taken from the true class
 
     config.schedule = ml_collections.ConfigDict()
-    config.schedule.name = "cosine"  # "cosine" to 0, "step", "constant"
+    config.schedule.name = "cosine"  # "cosine", "step", "constant"
+    config.schedule.per_epoch = False  # True: the rate changes at the start of each epoch, and no step between
     config.schedule.warmup_epochs = 1.0  # linear
+    # Share of the rate in the very first step, as PyTorch's LinearLR has it; None: that of one step of the warm-up.
+    config.schedule.warmup_start = placeholder(float)
+    config.schedule.under_warmup = (
+        False  # "cosine" only; True: it falls from the start, unseen under the warm-up (timm)
+    )
+    config.schedule.final_rate = 0.0  # "cosine" only: where it ends
     config.schedule.boundaries = (0.0,)  # "step" only: epochs after which the rate is multiplied by `factor`
     config.schedule.factor = 0.1  # "step" only
+
+    config.loss = ml_collections.ConfigDict()
+    config.loss.name = "softmax"  # cross-entropy; "bce": each class a yes or no of its own
+    config.loss.target_threshold = placeholder(float)  # "bce" only: targets above it are 1, the others 0; None: as is
+    config.loss.sum_classes = False  # "bce" only: the sum over the classes instead of their mean
+
+    # Mixing of images and labels in each step, rows 0 and 1, 2 and 3, ...; with both, each has an even chance. The
+    # training accuracy is then that of the label with the larger share.
+    config.mix = ml_collections.ConfigDict()
+    config.mix.mixup = 0.0  # alpha of its Beta distribution; 0: off
+    config.mix.cutmix = 0.0  # likewise
+    config.mix.prob = 1.0  # share of the steps that mix
+
+    # A moving average of parameters and batch statistics, which is then what is evaluated, as torchvision keeps it.
+    config.ema = ml_collections.ConfigDict()
+    config.ema.decay = 0.0  # share of the average that an update leaves; 0: no average
+    config.ema.every_steps = 1  # steps to an update, counted from the start of each epoch
+    config.ema.copy_epochs = 0.0  # at the start, in which updates copy instead: the warm-up
 
     config.log_every_steps = 20  # 0: at evaluations and checkpoints only
     config.eval_every_epochs = 1.0

@@ -133,7 +133,7 @@ def _read(
     # Orbax takes a second to import, and files do without it.
     from resnet_jax.training import checkpoint, workdirs
 
-    variables = checkpoint.load_variables(source)
+    variables = checkpoint.load_variables(source, ema=ema)
     if name:
         head = variables["params"].get("fc", {"bias": ()})
         model = create_model(name, num_classes=num_classes or len(head["bias"]))

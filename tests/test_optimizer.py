@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_jax.training.optimizer import create_optimizer, create_schedule, is_kernel
+from resnet_jax.training.optimizer import create_optimizer, create_schedule, is_kernel, is_not_norm
 
 
 def test_cosine_with_warm_up_by_hand():
@@ -74,8 +74,95 @@ def test_decay_can_leave_out_norms_and_biases():
         "bn1": {"scale": False, "bias": False},
         "fc": {"bias": False},
     }
-    tx = create_optimizer(1.0, momentum=0.0, weight_decay=0.5, decay_norm_and_bias=False)
+    tx = create_optimizer(1.0, momentum=0.0, weight_decay=0.5, decayed="kernels")
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
     assert updates["conv1"]["kernel"].tolist() == [-0.5, -0.5]
     assert not updates["bn1"]["scale"].any()
     assert not updates["fc"]["bias"].any()
+
+
+def test_torchvisions_mask_leaves_out_norms_alone():
+    params = {
+        "layer1": {"0": {"conv1": {"kernel": 0}, "bn1": {"scale": 0, "bias": 0}, "se": {"fc1": {"kernel": 0, "bias": 0}}}},
+        "fc": {"kernel": 0, "bias": 0},
+    }
+    assert is_not_norm(params) == {
+        "layer1": {
+            "0": {
+                "conv1": {"kernel": True},
+                "bn1": {"scale": False, "bias": False},
+                "se": {"fc1": {"kernel": True, "bias": True}},
+            }
+        },
+        "fc": {"kernel": True, "bias": True},
+    }
+
+
+def compare(tx, reference, parameters, *, clip=None):
+    """Six steps of both from the same tensors and gradients of very different norms, as {dotted name: tensor}."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(1)
+    params = {name: jnp.asarray(value.detach().numpy().copy()) for name, value in parameters.items()}
+    opt_state = tx.init(tree_of(params))
+    for t in range(6):
+        grads = {name: 10.0 ** (t - 3) * rng.standard_normal(value.shape) for name, value in params.items()}
+        updates, opt_state = jax.jit(tx.update)(tree_of(grads), opt_state, tree_of(params))
+        params = {name: params[name] + updates[name.split(".")[0]][name.split(".")[1]] for name in params}
+        for name, parameter in parameters.items():
+            parameter.grad = torch.from_numpy(grads[name].copy())
+        if clip:
+            torch.nn.utils.clip_grad_norm_(parameters.values(), clip)
+        reference.step()
+    for name, parameter in parameters.items():
+        np.testing.assert_allclose(params[name], parameter.detach().numpy(), rtol=1e-12, atol=1e-14)
+
+
+def tree_of(flat):
+    return {"conv": {"kernel": flat["conv.kernel"]}, "fc": {key: flat[f"fc.{key}"] for key in ("kernel", "bias")}}
+
+
+@pytest.fixture
+def parameters(x64):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    shapes = {"conv.kernel": (3, 4), "fc.kernel": (4, 5), "fc.bias": (5,)}
+    return {name: torch.nn.Parameter(torch.from_numpy(rng.standard_normal(shape))) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.02])
+def test_lamb_equals_timms(weight_decay, parameters):
+    """Also with a tensor of zeros, whose norm gives no ratio."""
+    optim = pytest.importorskip("timm.optim")
+    parameters["conv.kernel"].data.zero_()
+    groups = [
+        {"params": [parameters["conv.kernel"], parameters["fc.kernel"]], "weight_decay": weight_decay},
+        {"params": [parameters["fc.bias"]], "weight_decay": 0.0},
+    ]
+    tx = create_optimizer(0.1, name="lamb", weight_decay=weight_decay, decayed="kernels", eps=1e-6, clip_norm=1.0)
+    compare(tx, optim.Lamb(groups, lr=0.1), parameters)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adamw_equals_pytorchs(weight_decay, parameters):
+    torch = pytest.importorskip("torch")
+    reference = torch.optim.AdamW(parameters.values(), lr=0.1, weight_decay=weight_decay)
+    compare(create_optimizer(0.1, name="adamw", weight_decay=weight_decay), reference, parameters)
+
+
+def test_clipping_equals_pytorchs(parameters):
+    """Gradients far below and far above the norm: SGD, for Adam would hide a wrong scale."""
+    torch = pytest.importorskip("torch")
+    reference = torch.optim.SGD(parameters.values(), lr=0.1, momentum=0.9)
+    compare(create_optimizer(0.1, clip_norm=0.5), reference, parameters, clip=0.5)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "said"),
+    [
+        ({"name": "lars"}, "unknown optimiser 'lars': give one of .*'adamw', 'lamb', 'sgd'"),
+        ({"decayed": "biases"}, "unknown weight decay 'biases': give one of .*'all', 'kernels', 'not_norm'"),
+    ],
+)
+def test_an_unknown_name_is_refused(kwargs, said):
+    with pytest.raises(ValueError, match=said):
+        create_optimizer(0.1, **kwargs)

@@ -2,6 +2,7 @@
 
 WORKDIR/checkpoints/STEP/variables   what `model.apply` takes; the format of an exported model, too
 WORKDIR/checkpoints/STEP/progress    the optimiser's state and the step count
+WORKDIR/checkpoints/STEP/ema         a moving average of the variables, likewise; only of runs that keep one
 """
 
 import contextlib
@@ -72,7 +73,7 @@ class Checkpointer:
             enable_async_checkpointing=True,
             cleanup_tmp_directories=keep is not None,
         )
-        handlers = {name: ocp.StandardCheckpointHandler() for name in ("variables", "progress")}
+        handlers = {name: ocp.StandardCheckpointHandler() for name in ("variables", "progress", "ema")}
         self._folder = _absolute(workdir) / CHECKPOINTS
         with self._told():
             self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
@@ -100,10 +101,7 @@ class Checkpointer:
         """
         if step == self.latest_step():
             return
-        items = {
-            "variables": ocp.args.StandardSave(state.variables),
-            "progress": ocp.args.StandardSave(_progress(state)),
-        }
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
         with self._told():
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
@@ -130,21 +128,25 @@ class Checkpointer:
         step = self._manager.latest_step()
         folder = self._folder / str(step)
         with _damage(folder):
-            found = _shapes(self._manager.item_metadata(step)["variables"])
-        check_same(found, _shapes(state.variables), f"checkpoint {folder}")
+            metadata = self._manager.item_metadata(step)
+            found = {name: metadata[name] for name in _items(state)}
+        check_same(_shapes(found["variables"]), _shapes(state.variables), f"checkpoint {folder}")
+        if state.ema is not None and found["ema"] is None:
+            raise CheckpointMismatch(
+                f"checkpoint {folder} holds no moving average, which config.ema.decay asks for: use the config the run "
+                "was started with (config.json in its workdir), or another --workdir."
+            )
 
         def abstract(tree: Any) -> Any:
             return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
-        items = {
-            "variables": ocp.args.StandardRestore(abstract(state.variables)),
-            "progress": ocp.args.StandardRestore(abstract(_progress(state))),
-        }
+        items = {name: ocp.args.StandardRestore(abstract(tree)) for name, tree in _items(state).items()}
         with _damage(folder):
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         return state.replace(
             params=restored["variables"]["params"],
             batch_stats=restored["variables"].get("batch_stats", {}),
+            ema=restored.get("ema"),
             **restored["progress"],
         )
 
@@ -165,8 +167,10 @@ def _short(error: Exception) -> str:
     return str(error).partition(" [tensorstore_spec=")[0]
 
 
-def _progress(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "opt_state": state.opt_state}
+def _items(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint of the state consists of: name of the item -> tree."""
+    items = {"variables": state.variables, "progress": {"step": state.step, "opt_state": state.opt_state}}
+    return items if state.ema is None else items | {"ema": state.ema}
 
 
 def save_variables(path: str, variables: Mapping[str, Any]) -> None:
@@ -179,11 +183,15 @@ def save_variables(path: str, variables: Mapping[str, Any]) -> None:
         checkpointer.save(_absolute(path), jax.tree.map(np.asarray, dict(variables)))
 
 
-def load_variables(path: str) -> dict[str, Any]:
+def load_variables(path: str, *, ema: bool = False) -> dict[str, Any]:
     """Variables as NumPy arrays, from an exported folder, a checkpoint, or the newest checkpoint of a workdir.
 
+    Args:
+      path: of any of these.
+      ema: the moving average of the variables, which only a checkpoint has, of a run that keeps one.
+
     Raises:
-      FileNotFoundError: there is neither at `path`.
+      FileNotFoundError: there is neither at `path`, or no average in it.
     """
     folder = _absolute(path)
     if (folder / CHECKPOINTS).exists():
@@ -191,8 +199,10 @@ def load_variables(path: str) -> dict[str, Any]:
         if not steps:
             raise FileNotFoundError(f"{folder} is the workdir of a run that has not saved a checkpoint yet.")
         folder = folder / CHECKPOINTS / str(max(steps))
+    if ema and not (folder / "ema").exists():
+        raise FileNotFoundError(f"{folder} holds no moving average: its run kept none (config.ema.decay=0).")
     if (folder / "variables").exists():
-        folder = folder / "variables"
+        folder = folder / ("ema" if ema else "variables")
     if not (folder / "_METADATA").exists():
         raise FileNotFoundError(
             f"{path} is neither a workdir of train.py, nor a checkpoint in one, nor exported variables."

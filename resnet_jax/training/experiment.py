@@ -15,7 +15,7 @@ from etils import epath
 from resnet_jax.data import datasets, images, pipeline, transforms
 from resnet_jax.models import variants
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.training import checkpoint, optimizer
+from resnet_jax.training import checkpoint, recipe
 from resnet_jax.training.parallel import AXIS, Parallel, check_divisible, device_groups, parallelize
 from resnet_jax.training.step import TrainState, create_train_state, eval_step, train_step
 from resnet_jax.weights import convert, formats
@@ -53,7 +53,7 @@ class Experiment:
             size, channels = self.config.data.image_size, self.facts.channels
             images = jnp.zeros((1, size, size, channels))
             variables = self.model.init(jax.random.key(self.config.seed), images, train=False)
-        return create_train_state(self.model, variables, self.tx)
+        return create_train_state(self.model, variables, self.tx, ema=bool(self.config.ema.decay))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +98,7 @@ def design(
     _check(config, facts, num_devices)
     steps_per_epoch = facts.num_train // config.batch_size
     num_steps = round(config.num_epochs * steps_per_epoch)
-    schedule = optimizer.create_schedule(
-        config.schedule.name,
-        learning_rate=config.optimizer.learning_rate,
-        num_steps=num_steps,
-        warmup_steps=round(config.schedule.warmup_epochs * steps_per_epoch),
-        boundaries=[round(epoch * steps_per_epoch) for epoch in config.schedule.boundaries],
-        factor=config.schedule.factor,
-    )
+    schedule = recipe.create_schedule(config, steps_per_epoch=steps_per_epoch, num_steps=num_steps)
     return Experiment(
         config=config,
         facts=facts,
@@ -113,8 +106,8 @@ def design(
         num_steps=num_steps,
         model=_create_model(config, num_devices),
         schedule=schedule,
-        tx=_create_optimizer(config, schedule),
-        parallel=_parallelize(config, devices),
+        tx=recipe.create_optimizer(config, schedule),
+        parallel=_parallelize(config, steps_per_epoch, devices),
     )
 
 
@@ -225,6 +218,7 @@ def _check(config: ml_collections.ConfigDict, facts: datasets.Facts, num_devices
             f"config.accumulate_steps={config.accumulate_steps} does not divide the {share} images of each device "
             f"(config.batch_size={config.batch_size} over {num_devices}): give a divisor."
         )
+    recipe.check(config, rows=share // config.accumulate_steps)
     if config.keep_checkpoints < 1 or config.keep_best < 0:
         raise ValueError(
             f"config.keep_checkpoints={config.keep_checkpoints} must be 1 or more, and "
@@ -237,14 +231,16 @@ def _check(config: ml_collections.ConfigDict, facts: datasets.Facts, num_devices
         raise ValueError(f"config.profile_steps={tuple(config.profile_steps)} must be (first, last) steps, or (0, 0).")
 
 
-def _parallelize(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None) -> Parallel:
+def _parallelize(
+    config: ml_collections.ConfigDict, steps_per_epoch: int, devices: Sequence[jax.Device] | None
+) -> Parallel:
     numbers: dict[str, Any] = {"mean": tuple(config.data.mean), "std": tuple(config.data.std), "axis_name": AXIS}
     return parallelize(
         functools.partial(
             train_step,
-            label_smoothing=config.optimizer.label_smoothing,
             seed=config.seed,
             accumulate=config.accumulate_steps,
+            **recipe.step_options(config, steps_per_epoch=steps_per_epoch),
             **numbers,
         ),
         functools.partial(eval_step, **numbers),
@@ -265,16 +261,6 @@ def _create_model(config: ml_collections.ConfigDict, num_devices: int) -> ResNet
         axis_name=AXIS if group > 1 else None,
         axis_index_groups=groups if group > 1 else None,
         **{field: value for field, value in config.model.kwargs.items() if value is not None},
-    )
-
-
-def _create_optimizer(config: ml_collections.ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    return optimizer.create_optimizer(
-        schedule,
-        momentum=config.optimizer.momentum,
-        nesterov=config.optimizer.nesterov,
-        weight_decay=config.optimizer.weight_decay,
-        decay_norm_and_bias=config.optimizer.decay_norm_and_bias,
     )
 
 

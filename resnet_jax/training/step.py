@@ -10,15 +10,26 @@ import optax
 from flax.training import train_state
 
 from resnet_jax.training import metrics
+from resnet_jax.training.losses import soft_targets, softmax_cross_entropy, wide
+from resnet_jax.training.mixing import mix_images, mix_labels
 
 Array = jax.Array
 Batch = dict[str, Array]
 
+# Number of the random stream that is the same on every device; the others bear their device's number.
+_SHARED = 0x6D6978
+
 
 class TrainState(train_state.TrainState):
-    """Flax's `TrainState` (step, apply_fn, params, tx, opt_state) and the running statistics of batch norm."""
+    """Flax's `TrainState` (step, apply_fn, params, tx, opt_state) and the running statistics of batch norm.
+
+    Attributes:
+      batch_stats: the running statistics, `{}` where the net has none.
+      ema: a moving average of `variables`, which is what is evaluated; None: none is kept.
+    """
 
     batch_stats: Any
+    ema: Any = None
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -26,11 +37,14 @@ class TrainState(train_state.TrainState):
         return {"params": self.params} | ({"batch_stats": self.batch_stats} if self.batch_stats else {})
 
 
-def create_train_state(model: Any, variables: Any, tx: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    return TrainState.create(
+def create_train_state(
+    model: Any, variables: Any, tx: optax.GradientTransformation, *, ema: bool = False
+) -> TrainState:
+    """The state before the first step; with `ema`, it has an average, equal to the variables so far."""
+    state = TrainState.create(
         apply_fn=model.apply, params=variables["params"], tx=tx, batch_stats=variables.get("batch_stats", {})
     )
+    return state.replace(ema=jax.tree.map(jnp.copy, state.variables)) if ema else state
 
 
 def normalize(images: Array, mean: Sequence[float], std: Sequence[float], dtype: Any = jnp.float32) -> Array:
@@ -44,9 +58,7 @@ def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) ->
 
     Label smoothing as in Szegedy et al. 2015 (arXiv:1512.00567), section 7, and `torch.nn.CrossEntropyLoss`.
     """
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), label_smoothing)
-    return optax.softmax_cross_entropy(logits, targets)
+    return softmax_cross_entropy(logits, soft_targets(labels, logits.shape[-1], label_smoothing, wide(logits).dtype))
 
 
 def train_step(
@@ -56,6 +68,9 @@ def train_step(
     mean: Sequence[float],
     std: Sequence[float],
     label_smoothing: float = 0.0,
+    loss: Callable[[Array, Array], Array] = softmax_cross_entropy,
+    draw_mix: Callable[[Array, tuple[int, int]], tuple[Array, Array]] | None = None,
+    update_average: Callable[[Any, Any, Array], Any] | None = None,
     seed: int = 0,
     accumulate: int = 1,
     axis_name: str | None = None,
@@ -74,8 +89,12 @@ def train_step(
       mean: of each channel, in units of full scale.
       std: likewise.
       label_smoothing: probability taken from the true class.
-      seed: of dropout, stochastic depth and DropBlock. Their draws depend on it, the step and the device alone, so a
-        resumed run makes those that it would have made.
+      loss: `(logits, targets) -> [batch]`, both `[batch, num_classes]`.
+      draw_mix: `(key, (height, width))` to what `mix_images` and `mix_labels` take; one draw a step. They mix pairs of
+        neighbouring rows, after normalisation; `correct` is then counted against the label of the larger share.
+      update_average: `(average, variables, step)` to the new average, with `state.ema`.
+      seed: of mixing, dropout, stochastic depth and DropBlock. The draws of mixing depend on it and the step alone,
+        those of the others on the device, too; so a resumed run makes those that it would have made.
       accumulate: parts of the batch; it must divide each device's share.
       axis_name: mapped axis over which the batch is split, or None for a step that sees it whole.
 
@@ -84,17 +103,22 @@ def train_step(
       and `steps` (to be summed over steps).
     """
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
+    _, height, width, _ = batch["image"].shape
+    drawn = draw_mix and draw_mix(jax.random.fold_in(rng, _SHARED), (height, width))
     if axis_name is not None:
         rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
 
     def loss_fn(params: Any, batch_stats: Any, part: Batch, rng: Array) -> tuple[Array, tuple[Any, dict[str, Array]]]:
         variables = state.replace(params=params, batch_stats=batch_stats).variables
-        images = normalize(part["image"], mean, std, _param_dtype(state))
+        images, labels = normalize(part["image"], mean, std, _param_dtype(state)), part["label"]
+        images = mix_images(images, part["mask"], drawn[0]) if drawn else images
         logits, updates = state.apply_fn(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": rng})
-        losses = cross_entropy(logits, part["label"], label_smoothing)
+        targets = soft_targets(labels, logits.shape[-1], label_smoothing, wide(logits).dtype)
+        targets, labels = mix_labels(targets, labels, part["mask"], drawn[1]) if drawn else (targets, labels)
+        losses = loss(logits, targets)
         return jnp.sum(losses * part["mask"]), (
             updates.get("batch_stats", batch_stats),
-            metrics.measure(logits, part["label"], losses, part["mask"]),
+            metrics.measure(logits, labels, losses, part["mask"]),
         )
 
     gradient = jax.grad(loss_fn, has_aux=True)
@@ -109,7 +133,10 @@ def train_step(
     if axis_name is not None:  # per-device statistics: keep their mean, so that the state stays one and the same
         batch_stats = jax.lax.pmean(batch_stats, axis_name)
     sums |= {"grad_norm": optax.tree.norm(grads), "steps": jnp.ones(())}
-    return state.apply_gradients(grads=grads, batch_stats=batch_stats), sums
+    new = state.apply_gradients(grads=grads, batch_stats=batch_stats)
+    if update_average is not None:
+        new = new.replace(ema=update_average(state.ema, new.variables, jnp.asarray(state.step)))
+    return new, sums
 
 
 def _accumulate(
@@ -134,9 +161,13 @@ def _accumulate(
 def eval_step(
     state: TrainState, batch: Batch, *, mean: Sequence[float], std: Sequence[float], axis_name: str | None = None
 ) -> dict[str, Array]:
-    """Metrics of one batch with the running statistics; arguments as in `train_step`. Padding has mask 0."""
+    """Metrics of one batch with the running statistics; arguments as in `train_step`. Padding has mask 0.
+
+    Where the state has an average, it is the averaged net that is measured. The loss is softmax cross-entropy without
+    smoothing, whatever the net is trained with, so that runs can be compared.
+    """
     images = normalize(batch["image"], mean, std, _param_dtype(state))
-    logits = state.apply_fn(state.variables, images, train=False)
+    logits = state.apply_fn(state.variables if state.ema is None else state.ema, images, train=False)
     losses = cross_entropy(logits, batch["label"])
     return _psum(metrics.measure(logits, batch["label"], losses, batch["mask"]), axis_name)
 

@@ -1,0 +1,184 @@
+"""The recipe of a config, built or refused: schedule, optimiser, loss, mixing, averaging."""
+
+import functools
+import math
+from typing import Any
+
+import ml_collections
+import optax
+
+from resnet_jax.training import averaging, losses, mixing, optimizer
+
+LOSSES = {"softmax": losses.softmax_cross_entropy, "bce": losses.binary_cross_entropy}
+
+
+def create_schedule(config: ml_collections.ConfigDict, *, steps_per_epoch: int, num_steps: int) -> optax.Schedule:
+    """The learning rate at each step, in steps or, with `config.schedule.per_epoch`, in epochs."""
+    schedule = config.schedule
+    unit = steps_per_epoch if schedule.per_epoch else 1  # steps to each step of the schedule
+    return optimizer.create_schedule(
+        schedule.name,
+        learning_rate=config.optimizer.learning_rate,
+        num_steps=num_steps // unit,
+        warmup_steps=round(schedule.warmup_epochs * steps_per_epoch) // unit,
+        warmup_start=schedule.warmup_start,
+        boundaries=[round(epoch * steps_per_epoch) // unit for epoch in schedule.boundaries],
+        factor=schedule.factor,
+        final_rate=schedule.final_rate,
+        under_warmup=schedule.under_warmup,
+        hold=unit,
+    )
+
+
+def create_optimizer(config: ml_collections.ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """`config.optimizer` with its schedule."""
+    numbers = {key: config.optimizer[key] for key in ("momentum", "nesterov", "eps", "weight_decay", "clip_norm")}
+    return optimizer.create_optimizer(
+        schedule,
+        name=config.optimizer.name,
+        betas=tuple(config.optimizer.betas),
+        decayed=config.optimizer.decayed,
+        **numbers,
+    )
+
+
+def step_options(config: ml_collections.ConfigDict, *, steps_per_epoch: int) -> dict[str, Any]:
+    """The arguments of `train_step` that are the recipe's."""
+    mix, ema = config.mix, config.ema
+    options: dict[str, Any] = {"label_smoothing": config.optimizer.label_smoothing, "loss": _loss(config.loss)}
+    if mix.mixup or mix.cutmix:
+        options["draw_mix"] = functools.partial(mixing.draw, mixup=mix.mixup, cutmix=mix.cutmix, prob=mix.prob)
+    if ema.decay:
+        options["update_average"] = functools.partial(
+            averaging.update_average,
+            decay=ema.decay,
+            every=ema.every_steps,
+            steps_per_epoch=steps_per_epoch,
+            copy_steps=round(ema.copy_epochs * steps_per_epoch),
+        )
+    return options
+
+
+def _loss(config: ml_collections.ConfigDict) -> Any:
+    if config.name == "softmax":
+        return losses.softmax_cross_entropy
+    return functools.partial(
+        losses.binary_cross_entropy, target_threshold=config.target_threshold, sum_classes=config.sum_classes
+    )
+
+
+def check(config: ml_collections.ConfigDict, *, rows: int) -> None:
+    """Refuses a recipe that contradicts itself.
+
+    Args:
+      config: resolved.
+      rows: images that a device works through at a time.
+
+    Raises:
+      ValueError: naming the keys on both sides, and the way out.
+    """
+    _check_optimizer(config.optimizer)
+    _check_schedule(config)
+    _check_loss(config)
+    _check_mix(config, rows)
+    _check_ema(config)
+
+
+def _check_optimizer(config: ml_collections.ConfigDict) -> None:
+    _one_of("optimizer.name", config.name, optimizer.OPTIMIZERS)
+    _one_of("optimizer.decayed", config.decayed, optimizer.DECAYED)
+    if config.clip_norm < 0:
+        raise ValueError(f"config.optimizer.clip_norm={config.clip_norm} is a norm: give 0 for none, or more.")
+    if config.name == "sgd" and config.nesterov and not config.momentum:
+        raise ValueError("config.optimizer.nesterov=True needs config.optimizer.momentum above 0, which is 0.")
+    if not all(0 <= beta < 1 for beta in config.betas) or len(config.betas) != 2:
+        raise ValueError(f"config.optimizer.betas={tuple(config.betas)} must be two numbers in [0, 1).")
+
+
+def _check_schedule(config: ml_collections.ConfigDict) -> None:
+    schedule = config.schedule
+    _one_of("schedule.name", schedule.name, optimizer.SCHEDULES)
+    if not 0 <= schedule.warmup_epochs < config.num_epochs:
+        raise ValueError(
+            f"config.schedule.warmup_epochs={schedule.warmup_epochs} is not shorter than "
+            f"config.num_epochs={config.num_epochs}: shorten the warm-up, or train for longer."
+        )
+    for key in ("under_warmup", "final_rate"):
+        if schedule[key] and schedule.name != "cosine":
+            raise ValueError(
+                f"config.schedule.{key}={schedule[key]} is of 'cosine' alone, but config.schedule.name="
+                f"{schedule.name!r}: leave one of them out."
+            )
+    epochs = {"num_epochs": config.num_epochs, "schedule.warmup_epochs": schedule.warmup_epochs}
+    if schedule.name == "step":
+        epochs |= {f"schedule.boundaries[{i}]": epoch for i, epoch in enumerate(schedule.boundaries)}
+    for key, value in epochs.items():
+        if schedule.per_epoch and value != int(value):
+            raise ValueError(f"config.schedule.per_epoch=True needs whole epochs, but config.{key}={value}.")
+
+
+def _check_loss(config: ml_collections.ConfigDict) -> None:
+    loss, smoothing = config.loss, config.optimizer.label_smoothing
+    _one_of("loss.name", loss.name, LOSSES)
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"config.optimizer.label_smoothing={smoothing} is a probability, in [0, 1).")
+    for key in ("target_threshold", "sum_classes"):
+        if loss.name != "bce" and loss[key] not in (None, False):
+            raise ValueError(
+                f"config.loss.{key}={loss[key]} is of the loss 'bce' alone, but config.loss.name={loss.name!r}: "
+                "leave one of them out."
+            )
+    if loss.target_threshold is None:
+        return
+    low = smoothing / config.model.num_classes
+    if not low <= loss.target_threshold < 1 - smoothing + low:
+        raise ValueError(
+            f"config.loss.target_threshold={loss.target_threshold} does not part the targets {low:g} and "
+            f"{1 - smoothing + low:g} that config.optimizer.label_smoothing={smoothing} gives: put it between them."
+        )
+
+
+def _check_mix(config: ml_collections.ConfigDict, rows: int) -> None:
+    mix = config.mix
+    if min(mix.mixup, mix.cutmix) < 0 or not all(map(math.isfinite, (mix.mixup, mix.cutmix))):
+        raise ValueError(f"config.mix.mixup={mix.mixup} and config.mix.cutmix={mix.cutmix} must be 0 (off) or more.")
+    if not 0 < mix.prob <= 1:
+        raise ValueError(f"config.mix.prob={mix.prob} is a share of the steps, in (0, 1]; to mix none, set "
+                         "config.mix.mixup and config.mix.cutmix to 0.")  # fmt: skip
+    if not (mix.mixup or mix.cutmix):
+        return
+    on = "config.mix.mixup" if mix.mixup else "config.mix.cutmix"
+    if config.model.num_classes < 2:
+        raise ValueError(
+            f"{on} mixes classes, but config.model.num_classes={config.model.num_classes}: give 2 or more, or leave "
+            "mixing out."
+        )
+    if rows % 2:
+        raise ValueError(
+            f"{on} mixes rows in pairs, but each device works through {rows} at a time (config.batch_size="
+            f"{config.batch_size} over the devices, in config.accumulate_steps={config.accumulate_steps} parts): "
+            "make that number even."
+        )
+
+
+def _check_ema(config: ml_collections.ConfigDict) -> None:
+    ema = config.ema
+    if not 0 <= ema.decay < 1:
+        raise ValueError(f"config.ema.decay={ema.decay} is the share an update leaves, in [0, 1); 0: no average.")
+    if ema.copy_epochs and not ema.decay:
+        raise ValueError(
+            f"config.ema.copy_epochs={ema.copy_epochs} is of the average that config.ema.decay=0.0 leaves out: give a "
+            "decay, or no epochs."
+        )
+    if ema.every_steps < 1:
+        raise ValueError(f"config.ema.every_steps={ema.every_steps} must be 1 or more.")
+    if not 0 <= ema.copy_epochs < config.num_epochs:
+        raise ValueError(
+            f"config.ema.copy_epochs={ema.copy_epochs} is not shorter than config.num_epochs={config.num_epochs}: "
+            "nothing would be averaged."
+        )
+
+
+def _one_of(key: str, value: str, known: Any) -> None:
+    if value not in known:
+        raise ValueError(f"unknown config.{key}={value!r}: give one of {', '.join(sorted(known))}.")
