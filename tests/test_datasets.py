@@ -187,9 +187,18 @@ def test_tfds_reads_what_is_prepared(data_dir):
     assert dataset.source[3] == digits.source[3]
 
 
-@pytest.mark.parametrize("name", ["no_such_thing", "sklearn_digits:9.9.9", "mnist"])
-def test_tfds_says_how_to_prepare(data_dir, name):
-    with pytest.raises(FileNotFoundError, match=rf"'{name}' is not prepared as ArrayRecord in .*download_and_prepare"):
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("no_such_thing", "`resnet-jax prepare folder --name=no_such_thing --source=PATH"),
+        ("sklearn_digits:9.9.9", r"(tfds\.builder|`resnet-jax prepare)"),
+        ("mnist", r"tfds\.builder\('mnist', .*download_and_prepare\(\), where TensorFlow is installed$"),
+    ],
+    ids=["unknown", "version", "known"],
+)
+def test_tfds_says_how_to_prepare(data_dir, name, way):
+    message = rf"'{name}' is not prepared as ArrayRecord in {data_dir}: give the data_dir where it is\. .*once: {way}"
+    with pytest.raises(FileNotFoundError, match=message):
         datasets.open_dataset(f"tfds:{name}", "train", data_dir=data_dir)
 
 

@@ -61,7 +61,8 @@ def open_tfds(name: str, split: str, data_dir: str) -> Dataset:
     if not prepared or builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         where = data_dir or tfds.core.constants.DATA_DIR
         raise FileNotFoundError(
-            f"TFDS data set {name!r} is not prepared as ArrayRecord in {where}. Once: {_how_to_prepare(name)}"
+            f"TFDS data set {name!r} is not prepared as ArrayRecord in {where}: give the data_dir where it is. "
+            f"To prepare it, once: {_how_to_prepare(name)}"
         )
     return from_builder(builder, name, split)
 
@@ -70,10 +71,13 @@ def _how_to_prepare(name: str) -> str:
     base = name.split(":")[0].split("/")[0]
     if base in PREPARABLE:
         return f"`resnet-jax prepare {base} --source=PATH --data-dir=...`"
+    try:
+        tfds.builder_cls(base)
+    except tfds.core.registered.DatasetNotFoundError:
+        return f"`resnet-jax prepare folder --name={base} --source=PATH --data-dir=...`, of an image folder of yours"
     return (
         f"tfds.builder({name!r}, data_dir=..., file_format='array_record').download_and_prepare(), where TensorFlow is "
-        f"installed; or, for an image folder of yours, `resnet-jax prepare folder --name={base} --source=PATH "
-        "--data-dir=...`"
+        "installed"
     )
 
 
