@@ -218,6 +218,7 @@ def test_a_checkpoint_of_another_model_is_refused(finished):
         ({"accumulate_steps": 4}, r"accumulate_steps=4 does not divide the 2 images of each device \(.*batch_size=8"),
         ({"data.max_unreadable": 1.0}, r"max_unreadable=1.0 is a share, in \[0, 1\)"),
         ({"profile_steps": (5, 2)}, r"profile_steps=\(5, 2\) must be \(first, last\) steps"),
+        ({"profile_steps": (17, 20)}, r"profile_steps=\(17, 20\) begin after the last of the run's 16 steps"),
         ({"data.fingerprint": "0123"}, "fingerprint='0123', but that of 'synthetic' is '[0-9a-f]{16}'"),
         ({"schedule.warmup_epochs": 2.0}, "warm-up of 16 steps does not fit a run of 16"),
         ({"model.name": "resnet5"}, "unknown model 'resnet5'"),
