@@ -1,6 +1,9 @@
 """One device, four devices, two hosts with two each: the same run; and what the hosts of a run tell each other."""
 
+import concurrent.futures
+import itertools
 import textwrap
+import threading
 import time
 
 import jax
@@ -153,6 +156,98 @@ def test_hosts_that_disagree_all_say_in_what(tmp_path):
         assert "config.batch_size: 8 in process 0, 16 in 1" in output
         assert "Start all of them with the same command" in output
     assert not (tmp_path / "run").exists()
+
+
+class Store:
+    """The coordination service for as many threads, each a process; one that asks for what never comes gives up."""
+
+    def __init__(self, size):
+        self._texts, self._changed, self._barrier = {}, threading.Condition(), threading.Barrier(size)
+
+    def key_value_set(self, key, text):
+        with self._changed:
+            self._texts[key] = text
+            self._changed.notify_all()
+
+    def blocking_key_value_get(self, key, milliseconds):
+        with self._changed:
+            if not self._changed.wait_for(lambda: key in self._texts, milliseconds / 1000):
+                raise jax.errors.JaxRuntimeError(f"DEADLINE_EXCEEDED: GetKeyValue() timed out with key: {key}")
+            return self._texts[key]
+
+    def wait_at_barrier(self, key, milliseconds):
+        self._barrier.wait(milliseconds / 1000)
+
+
+@pytest.fixture
+def agree_on(monkeypatch):
+    """`agree` of so many processes, of which None never comes: what each of them raises, or None."""
+    own = threading.local()
+
+    def agree(*facts):
+        store, turns = Store(len(facts)), itertools.repeat(0)
+        monkeypatch.setattr(jax, "process_count", lambda: len(facts))
+        monkeypatch.setattr(jax, "process_index", lambda: own.index)
+        monkeypatch.setattr(hosts.multihost, "get_jax_distributed_client", lambda: store)
+        monkeypatch.setattr(hosts, "_TURNS", turns)
+
+        def process(index):
+            own.index = index
+            try:
+                return hosts.agree(facts[index], "Mend it.")
+            except Exception as error:
+                return error
+
+        with concurrent.futures.ThreadPoolExecutor(len(facts)) as pool:
+            running = [pool.submit(process, index) for index, own_facts in enumerate(facts) if own_facts is not None]
+            return [future.result() for future in running]
+
+    return agree
+
+
+def test_all_hosts_learn_of_each_difference(agree_on):
+    assert agree_on({"a": 1}, {"a": 1}, {"a": 1}) == [None] * 3
+    errors = agree_on({"a": 1, "b": [2]}, {"a": 1, "b": [2]}, {"a": 3, "c": "x"})
+    assert {type(error) for error in errors} == {hosts.HostsDisagree}
+    (message,) = {str(error) for error in errors}
+    for line in ("a: 1 in process 0, 3 in 2", "b: [2] in process 0, None in 2", "c: None in process 0, 'x' in 2"):
+        assert line in message
+    assert message.endswith("Mend it.")
+
+
+def test_a_host_that_does_not_come_is_missed(agree_on, monkeypatch):
+    monkeypatch.setattr(hosts, "PATIENCE", 0.05)
+    for error in agree_on({"a": 1}, {"a": 1}, None):
+        assert isinstance(error, hosts.HostMissing)
+        assert "has not come to this point within 0.05 s" in str(error)
+
+
+@pytest.mark.slow
+def test_hosts_wait_for_one_that_is_half_a_minute_later(tmp_path):
+    """In building and in compiling; gloo, left alone, gives up after 30 s."""
+    config, running = small(tmp_path, "make_late()"), []
+    config.write_text(LATE + config.read_text())
+    address = f"--coordinator=127.0.0.1:{launching.free_port()}"
+    for index, seconds in enumerate(("0", "33")):
+        own = [address, "--num_processes=2", f"--process_id={index}"]
+        running += launching.start(config, tmp_path / "run", *own, devices=2, LATE=seconds)
+    outputs = launching.finish(running)
+    assert [process.returncode for process in running] == [0, 0], "\n".join(outputs)
+
+
+LATE = """
+import os, time
+
+def make_late():
+    from resnet_jax.training import experiment
+
+    for name in ("build", "train_batches"):
+        def late(*args, original=getattr(experiment, name)):
+            time.sleep(float(os.environ["LATE"]))
+            return original(*args)
+        setattr(experiment, name, late)
+
+"""
 
 
 def test_pmap_on_several_hosts_is_refused_in_one_sentence(monkeypatch):

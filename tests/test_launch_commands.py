@@ -124,3 +124,23 @@ def test_a_tpu_pod_slice(loopback):
     (output,) = launching.finish([running])
     assert running.returncode == 0, output
     check(workdir)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_one_of_many_hosts_that_is_interrupted_ends_at_once_and_the_first_last(monkeypatch, capsys, index):
+    """An orderly end would wait for the others; they would die of the first one's in the middle of a message."""
+    import train
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    ended = []
+    monkeypatch.setattr(train, "main", interrupt)
+    monkeypatch.setattr(train, "_is_one_of_many", lambda: True)
+    monkeypatch.setattr(train.time, "sleep", lambda seconds: ended.append(f"after {seconds} s"))
+    monkeypatch.setattr(train.os, "_exit", lambda code: ended.append(code))
+    monkeypatch.setattr("jax.process_index", lambda: index)
+    with pytest.raises(SystemExit):  # only because this process was not ended
+        train.run([])
+    assert ended == [f"after {0 if index else 2} s", 130]
+    assert "interrupted; the same command goes on" in capsys.readouterr().err

@@ -266,3 +266,11 @@ def test_without_tensorboardx_a_line_says_so(tmp_path, monkeypatch, caplog):
     assert scalars.open_if_installed(str(tmp_path), first_step=0) is None
     assert "pip install tensorboardX" in caplog.text
     assert json.dumps(sorted(tmp_path.iterdir())) == "[]"
+
+
+@pytest.mark.parametrize("line", ['{"step": 3, oops}', '{"split": "train"}'], ids=["no JSON", "no record"])
+def test_a_line_that_is_no_record_is_named(tmp_path, line):
+    """Edited by hand, say. One that was cut off has no end of line."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n' + line + "\n")
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2, is no record of a run .*remove that line"):
+        report.read_metrics(str(tmp_path))

@@ -50,6 +50,15 @@ def test_a_key_that_another_version_did_not_have_is_told_from_one_that_was_none(
         workdirs.claim(str(tmp_path), CONFIG)
 
 
+def test_a_damaged_config_is_named_with_the_way_out(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    for read in (lambda: workdirs.claim(str(tmp_path), CONFIG), lambda: workdirs.load_config(str(tmp_path))):
+        with pytest.raises(
+            ValueError, match=r"config.json is damaged .*: move it away, and start with the very config"
+        ):
+            read()
+
+
 HOLD = """
 import sys, time
 from resnet_jax.training import workdirs

@@ -98,6 +98,10 @@ def design(
     _check(config, facts, num_devices)
     steps_per_epoch = facts.num_train // config.batch_size
     num_steps = round(config.num_epochs * steps_per_epoch)
+    if config.profile_steps[0] > num_steps:
+        raise ValueError(
+            f"config.profile_steps={tuple(config.profile_steps)} begin after the last of the run's {num_steps} steps."
+        )
     schedule = recipe.create_schedule(config, steps_per_epoch=steps_per_epoch, num_steps=num_steps)
     return Experiment(
         config=config,

@@ -42,8 +42,17 @@ class Records:
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
-    """The records of a run, oldest first; a last line cut off by a crash is left out."""
-    return [json.loads(line) for content in _parts(epath.Path(workdir)) for line in _whole_lines(content)]
+    """The records of a run, oldest first; a last line cut off by a crash is left out.
+
+    Raises:
+      ValueError: another line is no record; the message names file and line.
+    """
+    folder = epath.Path(workdir)
+    return [
+        record
+        for number, content in enumerate(_parts(folder))
+        for _, record in _records(_part(folder, number), content)
+    ]
 
 
 def test_records(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -62,8 +71,20 @@ def _parts(folder: epath.Path) -> Iterator[bytes]:
         number += 1
 
 
-def _whole_lines(content: bytes) -> list[bytes]:
-    return [line for line in content.splitlines(keepends=True) if line.endswith(b"}\n")]
+def _records(path: epath.Path, content: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Lines and what they say."""
+    for number, line in enumerate(content.splitlines(keepends=True), 1):
+        if not line.endswith(b"}\n"):
+            continue
+        try:
+            record = json.loads(line)
+            record["step"], record["split"]
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"{path}, line {number}, is no record of a run ({error}): mend or remove that line; a run goes on "
+                "without the file, too, but then knows of no best checkpoint before."
+            ) from error
+        yield line, record
 
 
 def _drop_after(folder: epath.Path, step: int) -> int:
@@ -71,7 +92,7 @@ def _drop_after(folder: epath.Path, step: int) -> int:
     last, parts = 0, list(_parts(folder))
     # From the end, each file whole at any moment: whenever a kill comes, the records up to `step` are all there.
     for number, content in reversed(list(enumerate(parts))):
-        kept = b"".join(line for line in _whole_lines(content) if json.loads(line)["step"] <= step)
+        kept = b"".join(line for line, record in _records(_part(folder, number), content) if record["step"] <= step)
         if number and not kept:
             _part(folder, number).unlink()
             continue

@@ -67,7 +67,7 @@ def claim(workdir: str, config: Any, *, writes: bool = True) -> None:
     text = json.dumps(json.loads(config.to_json_best_effort()), indent=2) + "\n"
     there = storage.read_if_there(path)
     if there is not None:
-        _check_same(workdir, _flat(json.loads(there)), _flat(json.loads(text)))
+        _check_same(workdir, _flat(_parse(path, there)), _flat(json.loads(text)))
     if writes and there != text.encode():
         storage.write_whole(path, text.encode())
 
@@ -117,10 +117,20 @@ def load_config(workdir: str) -> dict[str, Any]:
     Raises:
       FileNotFoundError: `workdir` holds no run.
     """
-    text = storage.read_if_there(epath.Path(workdir).expanduser() / CONFIG)
-    if text is None:
+    content = storage.read_if_there(path := epath.Path(workdir).expanduser() / CONFIG)
+    if content is None:
         raise FileNotFoundError(f"{workdir} holds no {CONFIG}: it is not the workdir of a run.")
-    return json.loads(text)
+    return _parse(path, content)
+
+
+def _parse(path: epath.Path, content: bytes) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads(content)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): move it away, and start with the very config of that run to continue it."
+        ) from error
+    return config
 
 
 def describe_start(*, first_step: int) -> dict[str, Any]:
