@@ -126,6 +126,11 @@ def test_operations_are_drawn_as_often_as_by_torchvision(vision, monkeypatch, na
     assert_as_often(counted(found), counted(draw() for _ in range(DRAWS)))
 
 
+FACTORS = ("Color", "Contrast", "Brightness", "Sharpness")  # timm's arguments are 1 + magnitude
+UNITS = dict.fromkeys(FACTORS, 0.09) | {"Rotate": 3.0, "ShearX": 0.03, "ShearY": 0.03}  # magnitude of level 1
+UNITS |= {"TranslateXRel": 0.045, "TranslateYRel": 0.045}
+
+
 @pytest.mark.parametrize("name", ["rand-m7-mstd0.5-inc1", "rand-m9-n3-mstd2-inc1", "rand-m6-inc1"])
 def test_operations_are_drawn_as_often_as_by_timm(monkeypatch, name):
     timm = pytest.importorskip("timm.data.auto_augment")
@@ -138,7 +143,6 @@ def test_operations_are_drawn_as_often_as_by_timm(monkeypatch, name):
 
         return noted
 
-    factors = ("Color", "Contrast", "Brightness", "Sharpness")  # timm's arguments are 1 + magnitude
     for operator in timm._RAND_INCREASING_TRANSFORMS:
         monkeypatch.setitem(timm.NAME_TO_OP, operator, note(operator.removesuffix("Increasing")))
     random.seed(4)
@@ -146,17 +150,23 @@ def test_operations_are_drawn_as_often_as_by_timm(monkeypatch, name):
     transform = timm.rand_augment_transform(name, {})
     for _ in range(DRAWS):
         transform(from_array(np.zeros((4, 4, 3), np.uint8)))
-    expected = [(operator, float(value) - (operator in factors)) for operator, value in drawn]
+    expected = [(operator, float(value) - (operator in FACTORS)) for operator, value in drawn]
     rng, policy = np.random.default_rng(5), ours(name)
     found = [operation for _ in range(DRAWS) for operation in policy(rng, HEIGHT, WIDTH)]
 
-    def binned(operations):  # level by level, with signs
-        units = {"Rotate": 3.0, "Solarize": 25.6, "SolarizeAdd": 11.0, "Posterize": 1.0} | dict.fromkeys(factors, 0.09)
-        units |= {"ShearX": 0.03, "ShearY": 0.03, "TranslateXRel": 0.045, "TranslateYRel": 0.045}
-        for operator, value in operations:
-            yield operator, int(np.floor(np.abs(value) / units.get(operator, 1.0) * 2 + 0.25)), bool(value < 0)
-
     expected = [(operator, max(value, 1.0) if operator == "Posterize" else value) for operator, value in expected]
+    levels = [
+        np.array([abs(value) / UNITS[operator] for operator, value in some if operator in UNITS])
+        for some in (found, expected)
+    ]
+    error = 4 * np.sqrt(2 / min(map(len, levels)))  # four standard deviations, of a normal level
+    assert abs(levels[0].mean() - levels[1].mean()) <= error * levels[1].std() + 1e-9
+    assert abs(levels[0].std() - levels[1].std()) <= error * levels[1].std() + 1e-9
+
+    def binned(operations):  # half a level wide, with signs
+        for operator, value in operations:
+            yield operator, int(np.floor(abs(value) / UNITS.get(operator, 11.0) * 2 + 0.25)), bool(value < 0)
+
     assert_as_often(collections.Counter(binned(found)), collections.Counter(binned(expected)))
 
 
