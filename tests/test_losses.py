@@ -32,9 +32,7 @@ def test_softmax_of_mixed_targets_equals_pytorchs(x64):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     logits, targets = rng.standard_normal((7, 10)), rng.dirichlet(np.ones(10), 7)
-    expected = torch.nn.functional.cross_entropy(
-        torch.from_numpy(logits), torch.from_numpy(targets), reduction="none"
-    )
+    expected = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets), reduction="none")
     np.testing.assert_allclose(softmax_cross_entropy(logits, targets), expected, rtol=1e-12)
 
 

@@ -114,7 +114,9 @@ def test_draws_are_those_of_beta_and_of_a_fair_coin():
         expected.append(1 - height * width / 256)
     expected = [value for value in expected if 0 < value < 1]
     assert lam[cut].mean() == pytest.approx(np.mean(expected), abs=0.01)
-    np.testing.assert_allclose(np.quantile(lam[cut], [0.1, 0.5, 0.9]), np.quantile(expected, [0.1, 0.5, 0.9]), atol=0.03)
+    np.testing.assert_allclose(
+        np.quantile(lam[cut], [0.1, 0.5, 0.9]), np.quantile(expected, [0.1, 0.5, 0.9]), atol=0.03
+    )
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.2, 0.0), (0.0, 1.0)])

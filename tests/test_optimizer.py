@@ -83,7 +83,9 @@ def test_decay_can_leave_out_norms_and_biases():
 
 def test_torchvisions_mask_leaves_out_norms_alone():
     params = {
-        "layer1": {"0": {"conv1": {"kernel": 0}, "bn1": {"scale": 0, "bias": 0}, "se": {"fc1": {"kernel": 0, "bias": 0}}}},
+        "layer1": {
+            "0": {"conv1": {"kernel": 0}, "bn1": {"scale": 0, "bias": 0}, "se": {"fc1": {"kernel": 0, "bias": 0}}}
+        },
         "fc": {"kernel": 0, "bias": 0},
     }
     assert is_not_norm(params) == {

@@ -17,6 +17,10 @@ REFUSED = [
     ({"schedule.name": "linear"}, r"unknown config.schedule.name='linear': give one of constant, cosine, step"),
     ({"schedule.warmup_epochs": 2.0}, r"config.schedule.warmup_epochs=2.0 is not shorter than config.num_epochs=2.0"),
     (
+        {"schedule.warmup_start": 4.0},
+        r"config.schedule.warmup_start=4.0 is a share of config.optimizer.learning_rate=0.02, in \[0, 1\]",
+    ),
+    (
         {"schedule.name": "constant", "schedule.final_rate": 0.1},
         r"config.schedule.final_rate=0.1 is of 'cosine' alone, but config.schedule.name='constant'",
     ),

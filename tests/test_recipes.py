@@ -133,7 +133,7 @@ def torch_criterion(name):
 
 
 def torch_average(net):
-    """torchvision's ExponentialMovingAverage, which is in its scripts and not in the package."""
+    """The ExponentialMovingAverage of torchvision, which is in its scripts and not in the package."""
     average = torch.optim.swa_utils.AveragedModel(
         net, avg_fn=lambda old, new, _: DECAY * old + (1 - DECAY) * new, use_buffers=True
     )

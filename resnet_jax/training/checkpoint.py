@@ -128,10 +128,9 @@ class Checkpointer:
         step = self._manager.latest_step()
         folder = self._folder / str(step)
         with _damage(folder):
-            metadata = self._manager.item_metadata(step)
-            found = {name: metadata[name] for name in _items(state)}
-        check_same(_shapes(found["variables"]), _shapes(state.variables), f"checkpoint {folder}")
-        if state.ema is not None and found["ema"] is None:
+            found = _shapes(self._manager.item_metadata(step)["variables"])
+        check_same(found, _shapes(state.variables), f"checkpoint {folder}")
+        if state.ema is not None and not (folder / "ema").exists():
             raise CheckpointMismatch(
                 f"checkpoint {folder} holds no moving average, which config.ema.decay asks for: use the config the run "
                 "was started with (config.json in its workdir), or another --workdir."

@@ -103,6 +103,11 @@ def _check_schedule(config: ml_collections.ConfigDict) -> None:
             f"config.schedule.warmup_epochs={schedule.warmup_epochs} is not shorter than "
             f"config.num_epochs={config.num_epochs}: shorten the warm-up, or train for longer."
         )
+    if schedule.warmup_start is not None and not 0 <= schedule.warmup_start <= 1:
+        raise ValueError(
+            f"config.schedule.warmup_start={schedule.warmup_start} is a share of config.optimizer.learning_rate="
+            f"{config.optimizer.learning_rate}, in [0, 1]; None: that of one step."
+        )
     for key in ("under_warmup", "final_rate"):
         if schedule[key] and schedule.name != "cosine":
             raise ValueError(
