@@ -1,12 +1,13 @@
 """What the policies draw, against torchvision and timm: the same from the same random numbers, and as often."""
 
 import collections
+import dataclasses
 import random
 
 import numpy as np
 import pytest
 
-from resnet_jax.data import augment, autoaugment, policies, transforms
+from resnet_jax.data import augment, autoaugment, operators, policies, transforms
 from resnet_jax.data.images import from_array, to_array
 from test_operators import picture
 from test_transforms import TorchRandom
@@ -208,23 +209,33 @@ def test_color_jitter_is_uniform_in_factors_and_order():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_jittered_and_augmented_pixels_equal_torchvisions(rng, vision, channels):
-    """Policy and jitter from one stream of random numbers."""
-    for name, kind in [
-        ("trivial", vision.TrivialAugmentWide),
-        ("rand", vision.RandAugment),
-        ("auto", vision.AutoAugment),
-    ]:
-        for seed in range(60):
-            image = picture((33, 47, channels), seed)
-            mode = vision.InterpolationMode.BILINEAR
-            reference = vision.Compose([kind(interpolation=mode), vision.ColorJitter(0.4, 0.4, 0.4, 0.1)])
-            augmentation = autoaugment.create_augmentation(
-                name, interpolation="bilinear", color_jitter=(0.4, 0.4, 0.4, 0.1)
-            )
-            rng.torch.manual_seed(seed)
-            expected = to_array(reference(from_array(image)))
-            rng.torch.manual_seed(seed)
-            np.testing.assert_array_equal(augmentation(image, rng), expected)
+    """Policy and jitter from one stream of random numbers; with the defaults, and as torchvision's training script."""
+    jitter = (0.4, 0.4, 0.4, 0.1)
+    for name, kind in (("trivial", "TrivialAugmentWide"), ("rand", "RandAugment"), ("auto", "AutoAugment")):
+        for sampling in ({}, {"interpolation": "bilinear"}):
+            modes = {key: vision.InterpolationMode(value) for key, value in sampling.items()}
+            reference = vision.Compose([getattr(vision, kind)(**modes), vision.ColorJitter(*jitter)])
+            augmentation = autoaugment.create_augmentation(name, color_jitter=jitter, **sampling)
+            for seed in range(30):
+                image = picture((33, 47, channels), seed)
+                rng.torch.manual_seed(seed)
+                expected = to_array(reference(from_array(image)))
+                rng.torch.manual_seed(seed)
+                np.testing.assert_array_equal(augmentation(image, rng), expected)
+
+
+def test_timms_policy_takes_either_interpolation_and_the_mean_colour():
+    image, mean = picture((24, 24, 3)), (124, 116, 104)
+    augmentation = autoaugment.create_augmentation("rand-m7-mstd0.5-inc1", mean=mean)
+    turn = (lambda *_: [policies.Operation("Rotate", 20.0)],)
+    augmentation, rng = dataclasses.replace(augmentation, policies=turn), np.random.default_rng(12)
+    counts = collections.Counter(augmentation(image, rng).tobytes() for _ in range(400))
+    expected = [
+        operators.apply(image, "Rotate", 20.0, operators.Sampling(mode, mean)).tobytes()
+        for mode in ("bilinear", "bicubic")
+    ]
+    assert set(counts) == set(expected)
+    assert all(160 < count < 240 for count in counts.values())
 
 
 # Random erasing -----------------------------------------------------------------------------------------
