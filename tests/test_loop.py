@@ -229,7 +229,7 @@ def test_a_checkpoint_of_another_model_is_refused(finished):
         ({"data.repeats": 0}, "config.data.repeats=0 must be 1 or more"),
         ({"profile_steps": (17, 20)}, r"profile_steps=\(17, 20\) begin after the last of the run's 16 steps"),
         ({"data.fingerprint": "0123"}, "fingerprint='0123', but that of 'synthetic' is '[0-9a-f]{16}'"),
-        ({"schedule.warmup_epochs": 2.0}, "warm-up of 16 steps does not fit a run of 16"),
+        ({"schedule.warmup_epochs": 2.0}, "schedule.warmup_epochs=2.0 is not shorter than config.num_epochs=2.0"),
         ({"model.name": "resnet5"}, "unknown model 'resnet5'"),
         ({"data.name": "mnits"}, "mnits"),
         ({"data.name": "folder", "data.path": "/nowhere"}, "/nowhere"),

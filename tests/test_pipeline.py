@@ -216,7 +216,7 @@ def test_the_seed_changes_order_and_augmentation():
 
 
 def test_rows_survive_pickling():
-    host = pipeline._Host(0, 4, 4)
+    host = pipeline.Host(0, 4, range(4))
     order = pipeline.grain.MapDataset.range(50).seed(0).shuffle().repeat()
     rows = pipeline._Rows(
         synthetic(), order, host, 5, pipeline.functools.partial(pipeline._augment, AUGMENT, 0), "refuse"
