@@ -4,18 +4,12 @@ import collections
 import dataclasses
 import itertools
 import logging
-import multiprocessing
-import os
 import pickle
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 
-from resnet_jax.data import datasets, pipeline, transforms
+from resnet_jax.data import datasets, order, pipeline, transforms
 
 AUGMENT = transforms.train_transform(8, padding=2, fill=(9,))
 PLAIN = transforms.eval_transform(8)
@@ -109,18 +103,18 @@ def test_an_example_is_augmented_anew_in_each_epoch():
 
 
 def examples(**kwargs):
-    """Indices in the order of the stream, of 20 passes over 10 examples in batches of 8; and the batches."""
-    batches = take(25, numbered(10), batch_size=8, transform=transforms.train_transform(8), **kwargs)
-    return np.concatenate([batch["label"] for batch in batches]), batches
+    """Indices in the order of the rows, of 20 passes over 10 examples in batches of 8."""
+    batches = take(25, numbered(10), batch_size=8, transform=PLAIN_TRAINING, **kwargs)
+    return np.concatenate([batch["label"] for batch in batches])
 
 
 @pytest.mark.parametrize("repeats", [2, 3, 4, 10, 11])
 def test_repeats_take_the_first_examples_of_each_pass_so_many_times(repeats):
     """As torchvision's RASampler: the order of a pass, each index repeated, cut off to the length of the pass."""
-    order, _ = examples()
-    passes = [np.repeat(one, repeats)[:10] for one in order.reshape(20, 10)]
+    indices = examples()
+    passes = [np.repeat(one, repeats)[:10] for one in indices.reshape(20, 10)]
     stream = np.concatenate(passes).reshape(25, 8)
-    found, _ = examples(repeats=repeats)
+    found = examples(repeats=repeats)
     for batch, expected in zip(found.reshape(25, 8), stream, strict=True):
         # In a batch all places 0, repeats, 2 repeats, ... come first, then 1, repeats + 1, ...
         np.testing.assert_array_equal(batch, np.concatenate([expected[first::repeats] for first in range(repeats)]))
@@ -159,48 +153,6 @@ def test_workers_do_not_change_the_batches():
     assert_same(take_all(dataset, 8, num_workers=2, num_threads=1), take_all(dataset, 8))
 
 
-@pytest.mark.slow
-def test_a_signal_to_the_whole_job_leaves_the_workers_at_work():
-    """A run that is told to stop needs them, until its step is finished."""
-    with pipeline.train_batches(
-        synthetic(), batch_size=16, transform=AUGMENT, seed=3, num_workers=1, num_threads=1
-    ) as iterator:
-        next(iterator)
-        for worker in multiprocessing.active_children():
-            os.kill(worker.pid, signal.SIGTERM)
-            os.kill(worker.pid, signal.SIGINT)
-        assert_same([next(iterator) for _ in range(6)], take(7)[1:])
-
-
-PARENT = """
-import multiprocessing, time
-from resnet_jax.data import datasets, pipeline, transforms
-if __name__ == "__main__":
-    data = datasets.open_dataset("synthetic", "train", image_size=8, num_examples=64)
-    batches = pipeline.train_batches(
-        data, batch_size=8, transform=transforms.train_transform(8, crop="none"), seed=0, num_workers=2, num_threads=1
-    )
-    next(batches)
-    print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
-    time.sleep(600)
-"""
-
-
-@pytest.mark.slow
-def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
-    (script := tmp_path / "parent.py").write_text(PARENT)
-    environment = os.environ | {"PYTHONPATH": os.getcwd()}
-    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
-    workers = [int(number) for number in parent.stdout.readline().split()]
-    assert len(workers) == 2
-    parent.kill()
-    parent.wait()
-    deadline = time.monotonic() + 30
-    while any(os.path.exists(f"/proc/{worker}") for worker in workers):
-        assert time.monotonic() < deadline, "the workers are still there"
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_hosts_together_have_the_batches_of_one(process_count):
     hosts = [take(6, process_index=i, process_count=process_count) for i in range(process_count)]
@@ -215,11 +167,13 @@ def test_the_seed_changes_order_and_augmentation():
     assert take(1, one, seed=0)[0]["image"].tobytes() != take(1, one, seed=1)[0]["image"].tobytes()
 
 
-def test_rows_survive_pickling():
-    host = pipeline.Host(0, 4, range(4))
-    order = pipeline.grain.MapDataset.range(50).seed(0).shuffle().repeat()
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_rows_survive_pickling(repeats):
+    host = order.Host(0, 4, order.apart(4, repeats))
+    shuffled = pipeline.grain.MapDataset.range(50).seed(0).shuffle().repeat()
+    shuffled = order.Repeated(shuffled, 50, repeats)
     rows = pipeline._Rows(
-        synthetic(), order, host, 5, pipeline.functools.partial(pipeline._augment, AUGMENT, 0), "refuse"
+        synthetic(), shuffled, host, 5, pipeline.functools.partial(pipeline._augment, AUGMENT, 0), "refuse"
     )
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(rows))[7]["image"], rows[7]["image"])
 

@@ -109,7 +109,7 @@ def random_erase(
 
     torchvision erases after normalisation, with 0; these images are not normalised yet, and the mean colour will be 0
     but for its rounding to a whole level (0.009 at most, with ImageNet's numbers). Noise, too, is rounded, and clipped
-    to 0..255, which timm's ("pixel") is not: with ImageNet's numbers about one value in 25.
+    to 0..255, which timm's ("pixel") is not: with ImageNet's numbers about one value in 30.
 
     Args:
       image: uint8 [height, width, channels]; it stays as it is.
