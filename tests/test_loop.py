@@ -219,7 +219,7 @@ def test_a_checkpoint_of_another_model_is_refused(finished):
         ({"data.max_unreadable": 1.0}, r"max_unreadable=1.0 is a share, in \[0, 1\)"),
         ({"profile_steps": (5, 2)}, r"profile_steps=\(5, 2\) must be \(first, last\) steps"),
         ({"data.fingerprint": "0123"}, "fingerprint='0123', but that of 'synthetic' is '[0-9a-f]{16}'"),
-        ({"schedule.warmup_epochs": 2.0}, "warm-up of 16 steps does not fit a run of 16"),
+        ({"schedule.warmup_epochs": 2.0}, "warmup_epochs=2.0 is not shorter than config.num_epochs=2.0"),
         ({"model.name": "resnet5"}, "unknown model 'resnet5'"),
         ({"data.name": "mnits"}, "mnits"),
         ({"data.name": "folder", "data.path": "/nowhere"}, "/nowhere"),
