@@ -8,6 +8,7 @@ SETTINGS = {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": "4",
     "NPROC": "8",  # XLA's thread pool: with fewer threads than devices a collective can wait for ever
+    "OMP_NUM_THREADS": "1",  # PyTorch's: tests run side by side, and small nets only lose by more
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
     "JAX_NUMPY_RANK_PROMOTION": "raise",
     "TF_CPP_MIN_LOG_LEVEL": "2",
