@@ -42,6 +42,8 @@ def main(argv: list[str]) -> None:
     logging.getLogger("resnet_jax").setLevel(logging.INFO)
     if not flags.FLAGS["verbosity"].present:
         absl_logging.set_verbosity(absl_logging.WARNING)
+    if HOSTS.value == "one" and (COORDINATOR.value or NUM_PROCESSES.value or PROCESS_ID.value >= 0):
+        raise app.UsageError("--hosts=one is alone; --coordinator, --num_processes and --process_id join others.")
     if HOSTS.value == "auto":
         hosts.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, heartbeat=HEARTBEAT.value)
     workdir = os.path.expanduser(WORKDIR.value)

@@ -20,7 +20,7 @@ import itertools
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,7 @@ class Files:
         return f"file {index % len(self.files)}"
 
 
-def ours(files: list[bytes], decoder: str, num_threads: int, num_workers: int) -> Iterator[np.ndarray]:
+def ours(files: list[bytes], decoder: str, num_threads: int, num_workers: int) -> Generator[np.ndarray, None, None]:
     """Batches of this library."""
     dataset = datasets.Dataset("files", "train", Files(files), tuple(map(str, range(1000))), 3)
     transform = transforms.train_transform(SIZE, crop="resized", decoder=decoder)
@@ -107,14 +107,14 @@ class TorchFiles(Dataset):
         return self.augment(decode_jpeg(encoded, mode=ImageReadMode.RGB)), index % 1000
 
 
-def theirs(files: list[bytes], kind: str, num_workers: int) -> Iterator[np.ndarray]:
+def theirs(files: list[bytes], kind: str, num_workers: int) -> Generator[np.ndarray, None, None]:
     """Batches of torchvision; one thread in each process, as PyTorch itself sets it in workers."""
     torch.set_num_threads(1)
     for pixels, _ in DataLoader(TorchFiles(files, kind), BATCH, shuffle=True, num_workers=num_workers, drop_last=True):
         yield pixels.numpy()
 
 
-def decode_alone(files: list[bytes]) -> Iterator[np.ndarray]:
+def decode_alone(files: list[bytes]) -> Generator[np.ndarray, None, None]:
     """OpenCV's decoding of all pixels, in one thread: no window, no batch."""
     for start in itertools.count(step=BATCH):
         for index in range(start, start + BATCH):
@@ -125,9 +125,9 @@ def decode_alone(files: list[bytes]) -> Iterator[np.ndarray]:
         yield np.empty((BATCH, SIZE, SIZE, 3), np.uint8)
 
 
-def make_pipelines(files: list[bytes], cores: int) -> dict[str, Callable[[], Iterator[np.ndarray]]]:
+def make_pipelines(files: list[bytes], cores: int) -> dict[str, Callable[[], Generator[np.ndarray, None, None]]]:
     """Name -> function that starts it. Torchvision's are those that a name with "torchvision" has."""
-    table: dict[str, Callable[[], Iterator[np.ndarray]]] = {}
+    table: dict[str, Callable[[], Generator[np.ndarray, None, None]]] = {}
     for decoder in images.DECODERS:
         table[f"ours, {decoder}, {cores} threads"] = functools.partial(ours, files, decoder, cores, 0)
     table[f"ours, opencv, {cores} workers"] = functools.partial(ours, files, "opencv", 1, cores)
@@ -152,7 +152,7 @@ def core_seconds() -> float:
     return total
 
 
-def rates_of(start: Callable[[], Iterator[np.ndarray]], seconds: float) -> tuple[float, float]:
+def rates_of(start: Callable[[], Generator[np.ndarray, None, None]], seconds: float) -> tuple[float, float]:
     """Images a second, and for each second of a core, once the batches that were made ahead are used up."""
     batches = start()
     for _ in range(3):
@@ -162,7 +162,7 @@ def rates_of(start: Callable[[], Iterator[np.ndarray]], seconds: float) -> tuple
         assert next(batches).size == BATCH * SIZE * SIZE * 3
         number += BATCH
     computed = core_seconds() - computed
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     return number / elapsed, number / computed
 
 
@@ -181,11 +181,12 @@ def split_of_time(files: list[bytes], rounds: int) -> dict[str, float]:
             begin = time.thread_time()
             rng = np.random.default_rng((round_, index))
             header = opencv.read_header(data, 3)
-            window = augment.sample_window(header.height, header.width, rng)  # type: ignore[union-attr]
+            assert header is not None, "the files are plain JPEGs"
+            window = augment.sample_window(header.height, header.width, rng)
             read = time.thread_time()
-            jpeg.cut(data, header, window[0] + window[2])  # type: ignore[arg-type]
+            jpeg.cut(data, header, window[0] + window[2])
             cut = time.thread_time()
-            pixels = opencv.decode_window(data, header, window, SIZE, 3)  # type: ignore[arg-type]
+            pixels = opencv.decode_window(data, header, window, SIZE, 3)
             decoded = time.thread_time()
             transform.finish(pixels, rng)
             times = (read - begin, cut - read, decoded - cut - (cut - read), time.thread_time() - decoded)

@@ -89,7 +89,10 @@ def compile_example(devices: list[Any], batch: int, size: int, stage_sizes: tupl
         return dict(variables) | {"opt_state": tx.init(variables["params"])}
 
     mesh = Mesh(np.array(devices), ("batch",))
-    place = lambda spec, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))  # noqa: E731
+
+    def place(spec: Any, x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
     shapes = {
         "image": jax.ShapeDtypeStruct((len(devices), batch, size, size, 3), jnp.bfloat16),
         "label": jax.ShapeDtypeStruct((len(devices), batch), jnp.int32),

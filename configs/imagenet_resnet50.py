@@ -38,6 +38,6 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.schedule.name = "step"
     config.schedule.warmup_epochs = 5.0  # section 2.2: from the rate of a batch of 256, a little more each step
-    config.schedule.warmup_start = 256 / 1024
+    config.schedule.warmup_start = 256 / 1024  # for another config.batch_size: 256 divided by that
     config.schedule.boundaries = (30.0, 60.0, 80.0)
     return config

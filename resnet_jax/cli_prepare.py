@@ -1,8 +1,8 @@
 """The verb `prepare`: archives and image folders to sharded ArrayRecord that TFDS reads, without TensorFlow."""
 
 import argparse
+import functools
 import sys
-from collections.abc import Callable
 from typing import Any
 
 KINDS = ("imagenet2012", "cifar10", "cifar100", "folder")
@@ -38,7 +38,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{arguments.kind} of what? Give --source=PATH, or --check to verify what was prepared.")
     from resnet_jax.data.prepare import run
 
-    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731 - one line
+    say = functools.partial(print, file=sys.stderr, flush=True)
     say(f"{arguments.source}: listing its images")
     try:
         summary = run.prepare(

@@ -301,6 +301,7 @@ def test_the_augmentation_of_the_config_reaches_the_batches():
         (["--config.batch_size=0"], "train.py: config.batch_size=0 must lie in 1..256"),
         (["--mode=evaluate"], "should be one of"),
         (["extra"], "flags are written --name=value"),
+        (["--hosts=one", "--coordinator=a:1"], "--hosts=one is alone"),
     ],
 )
 def test_bad_flags_are_one_message(tmp_path, flags, said):

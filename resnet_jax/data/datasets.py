@@ -8,9 +8,26 @@ from typing import Any, Protocol
 from resnet_jax.data.images import UnreadableImage
 
 TFDS_PREFIX = "tfds:"
-PREPARABLE = ("imagenet2012", "cifar10", "cifar100")  # TFDS data sets that `resnet-jax prepare` makes
-KNOWN = ("digits", "folder", "synthetic", *PREPARABLE, TFDS_PREFIX + "NAME")
 SPLITS = ("train", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a run must know of a data set before it reads any of it: numbers of examples and classes, channels."""
+
+    num_train: int
+    num_test: int
+    num_classes: int
+    channels: int
+
+
+# TFDS data sets that `resnet-jax prepare` makes, and that a run can be planned for without having them.
+STOCK = {
+    "imagenet2012": Facts(num_train=1_281_167, num_test=50_000, num_classes=1000, channels=3),
+    "cifar10": Facts(num_train=50_000, num_test=10_000, num_classes=10, channels=3),
+    "cifar100": Facts(num_train=50_000, num_test=10_000, num_classes=100, channels=3),
+}
+KNOWN = ("digits", "folder", "synthetic", *STOCK, TFDS_PREFIX + "NAME")
 
 
 class Source(Protocol):
@@ -45,24 +62,6 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.source)
-
-
-@dataclasses.dataclass(frozen=True)
-class Facts:
-    """What a run must know of a data set before it reads any of it: numbers of examples and classes, channels."""
-
-    num_train: int
-    num_test: int
-    num_classes: int
-    channels: int
-
-
-# Data sets that a run can be planned for without having them.
-STOCK = {
-    "imagenet2012": Facts(num_train=1_281_167, num_test=50_000, num_classes=1000, channels=3),
-    "cifar10": Facts(num_train=50_000, num_test=10_000, num_classes=10, channels=3),
-    "cifar100": Facts(num_train=50_000, num_test=10_000, num_classes=100, channels=3),
-}
 
 
 def facts(train: Dataset, test: Dataset) -> Facts:
@@ -141,7 +140,7 @@ def open_dataset(
         from resnet_jax.data.digits import open_digits
 
         return open_digits(split, data_dir)
-    if name in PREPARABLE or name.startswith(TFDS_PREFIX):
+    if name in STOCK or name.startswith(TFDS_PREFIX):
         from resnet_jax.data.records import open_tfds
 
         return open_tfds(name.removeprefix(TFDS_PREFIX), split, data_dir)

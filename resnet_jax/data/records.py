@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from resnet_jax.data.datasets import PREPARABLE, Dataset
+from resnet_jax.data.datasets import STOCK, Dataset
 from resnet_jax.data.images import UnreadableImage
 
 SPLIT_NAMES = {"train": ("train",), "test": ("test", "validation")}
@@ -69,7 +69,7 @@ def open_tfds(name: str, split: str, data_dir: str) -> Dataset:
 
 def _how_to_prepare(name: str) -> str:
     base = name.split(":")[0].split("/")[0]
-    if base in PREPARABLE:
+    if base in STOCK:
         return f"`resnet-jax prepare {base} --source=PATH --data-dir=...`"
     try:
         tfds.builder_cls(base)
