@@ -15,7 +15,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0  # of the parameters, of the order of the examples and of their augmentation
     config.batch_size = 64  # images a step, over all devices
     config.num_epochs = 30.0  # passes over the training split; an epoch is num_examples // batch_size steps
-    config.init_from = ""  # start from these weights: .safetensors, .pth, a workdir or an exported folder
+    # Start from these weights: a workdir, a file (.safetensors, .pth), published ones by tag (resnet50.a1_in1k), ...
+    config.init_from = ""
+    config.init_anew = ()  # modules of which nothing is taken from there: ("fc",) for a new head, of other classes
+    config.init_fit_channels = False  # True: the first convolution is fitted to images of other channels (timm's rule)
+    config.init_ema = True  # of a run that kept a moving average (config.ema), take that; False: its last variables
 
     # How the step is spread over devices: "pmap" (one host), "jit" (over shard_map; any number of hosts), or "auto":
     # the first that will do. Same numbers.

@@ -26,6 +26,10 @@ class CheckpointMismatch(ValueError):
     """A checkpoint holds other variables than the model that is to take them."""
 
 
+class NoAverage(FileNotFoundError):
+    """A moving average is asked of what holds none."""
+
+
 class DamagedCheckpoint(RuntimeError):
     """A checkpoint that is there cannot be read."""
 
@@ -190,7 +194,8 @@ def load_variables(path: str, *, ema: bool = False) -> dict[str, Any]:
       ema: the moving average of the variables, which only a checkpoint has, of a run that keeps one.
 
     Raises:
-      FileNotFoundError: there is neither at `path`, or no average in it.
+      FileNotFoundError: there is neither at `path`.
+      NoAverage: there is no average in it.
     """
     folder = _absolute(path)
     if (folder / CHECKPOINTS).exists():
@@ -199,7 +204,7 @@ def load_variables(path: str, *, ema: bool = False) -> dict[str, Any]:
             raise FileNotFoundError(f"{folder} is the workdir of a run that has not saved a checkpoint yet.")
         folder = folder / CHECKPOINTS / str(max(steps))
     if ema and not (folder / "ema").exists():
-        raise FileNotFoundError(f"{folder} holds no moving average: its run kept none (config.ema.decay=0).")
+        raise NoAverage(f"{folder} holds no moving average: its run kept none (config.ema.decay=0).")
     if (folder / "variables").exists():
         folder = folder / ("ema" if ema else "variables")
     if not (folder / "_METADATA").exists():

@@ -10,15 +10,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from etils import epath
 
 from resnet_jax.data import datasets, images, pipeline, transforms
 from resnet_jax.models import variants
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.training import checkpoint, recipe
+from resnet_jax.training import initial, recipe
 from resnet_jax.training.parallel import AXIS, Parallel, check_divisible, device_groups, parallelize
 from resnet_jax.training.step import TrainState, create_train_state, eval_step, train_step
-from resnet_jax.weights import convert, formats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +39,20 @@ class Experiment:
         create = jax.jit(self._create, out_shardings=self.parallel.state_sharding)
         if not self.config.init_from:
             return create()
-        loaded, wanted = _load_weights(self.config.init_from, self.model), self.abstract_state().variables
+        loaded, wanted = self._load(), self.abstract_state().variables
         return create(jax.tree.map(lambda leaf, like: np.asarray(leaf, like.dtype), loaded, wanted))
+
+    def _load(self) -> Any:
+        config = self.config
+        return initial.load(
+            config.init_from,
+            self.model,
+            channels=self.facts.channels,
+            anew=tuple(config.init_anew),
+            fit_channels=config.init_fit_channels,
+            ema=config.init_ema,
+            seed=config.seed,
+        )
 
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of the state: what a checkpoint is restored into. Reads no file."""
@@ -266,11 +276,3 @@ def _create_model(config: ml_collections.ConfigDict, num_devices: int) -> ResNet
         axis_index_groups=groups if group > 1 else None,
         **{field: value for field, value in config.model.kwargs.items() if value is not None},
     )
-
-
-def _load_weights(source: str, model: Any) -> dict[str, Any]:
-    """Variables for `model` from a file under PyTorch's names, an exported folder, or a workdir; strict."""
-    if epath.Path(source).expanduser().is_dir():
-        # There and back again: one strict comparison, with one wording, for every kind of source.
-        return convert.from_torch(model, convert.to_torch(model, checkpoint.load_variables(source)))
-    return convert.from_torch(model, formats.load_state_dict(source))

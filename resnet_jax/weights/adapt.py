@@ -108,13 +108,13 @@ def adapt(
     }
     initialised = wanted.keys() - result.keys() - adapted.keys()
     left_over = given.keys() - result.keys() - adapted.keys()
-    refused = sorted(path for path in initialised | left_over if not _is_waived(path, waive))
+    refused = sorted(path for path in initialised | left_over if not in_modules(path, waive))
     if refused:
         modules = sorted({path[1] for path in refused})
         way_out = (
             f"If that is meant, adapt(..., waive={modules}) initialises and drops them; else build the other network."
         )
-        raise ConversionError(_describe(refused, given, wanted, way_out))
+        raise ConversionError(describe(refused, given, wanted, way_out))
     # Under jit what is not wanted is not drawn either.
     fresh = jax.jit(lambda: {path: leaf for path, leaf in flatten_dict(init()).items() if path in initialised})()
     result |= adapted | {path: np.asarray(leaf).astype(model.param_dtype) for path, leaf in fresh.items()}
@@ -153,7 +153,7 @@ def graft(variables: Mapping[str, Any], backbone: Mapping[str, Any], name: str =
     )
     if refused:
         way_out = f"Fit them to the submodule {name!r} first: adapt(MODEL, variables, waive=['fc']) drops a head."
-        raise ConversionError(_describe(refused, given, own, way_out))
+        raise ConversionError(describe(refused, given, own, way_out))
     return unflatten_dict(outer | given)
 
 
@@ -170,18 +170,21 @@ def _fit_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     return (repeated * (given / channels)).astype(kernel.dtype)
 
 
-def _is_waived(path: Path, waive: Sequence[str]) -> bool:
+def in_modules(path: Path, modules: Sequence[str]) -> bool:
+    """Whether a variable's path (`("params", "fc", "bias")`) leads into one of `modules` (`fc`, `layer4.0.se`)."""
     name = ".".join(path[1:]) + "."
-    return any(name.startswith(f"{prefix}.") for prefix in waive)
+    return any(name.startswith(f"{prefix}.") for prefix in modules)
 
 
 def _check_waived(waive: Sequence[str], paths: Sequence[Path]) -> None:
-    unknown = [prefix for prefix in waive if not any(_is_waived(path, [prefix]) for path in paths)]
+    unknown = [prefix for prefix in waive if not any(in_modules(path, [prefix]) for path in paths)]
     if isinstance(waive, str) or unknown:
         raise ValueError(f"waive must list modules such as 'fc' or 'layer4.0.se', got {waive!r}; unknown: {unknown}.")
 
 
-def _describe(refused: Sequence[Path], given: Mapping[Path, Any], wanted: Mapping[Path, Any], way_out: str) -> str:
+def describe(refused: Sequence[Path], given: Mapping[Path, Any], wanted: Mapping[Path, Any], way_out: str) -> str:
+    """The message on variables that do not fit, both shapes of each."""
+
     def shape(leaves: Mapping[Path, Any], path: Path) -> str:
         return str(np.shape(leaves[path])) if path in leaves else "nothing"
 

@@ -77,6 +77,38 @@ def from_torch(model: ResNet, state_dict: Mapping[str, Any], *, dtype: Any = Non
     return variables
 
 
+def without_model(state_dict: Mapping[str, Any]) -> Variables:
+    """Variables of whatever network the weights are of; no more than the endings of names is checked.
+
+    They are for `adapt`, which is as strict as `from_torch`, and takes what is of another network in some parts.
+
+    Args:
+      state_dict: as for `from_torch`.
+
+    Returns:
+      `{'params': ..., 'batch_stats': ...}`, NumPy arrays, which may share memory with `state_dict`.
+
+    Raises:
+      ConversionError: a name ends as none of a ResNet's does.
+    """
+    variables = {}
+    for name, tensor in native_names(state_dict).items():
+        array = as_numpy(tensor)
+        path = _flax_path(name, array.ndim)
+        variables[path] = array.transpose(TO_FLAX[array.ndim]) if path[-1] == "kernel" else array
+    return dict(unflatten_dict(variables))
+
+
+def _flax_path(name: str, ndim: int) -> tuple[str, ...]:
+    """Where a tensor of that name belongs; of the two that PyTorch calls weight, kernels have more axes than scales."""
+    *modules, ending = name.split(".")
+    for (collection, leaf), of_torch in LEAVES.items():
+        if of_torch == ending and (leaf == "kernel") == (ndim in TO_FLAX):
+            return (collection, *modules, leaf)
+    endings = ", ".join(dict.fromkeys(LEAVES.values()))
+    raise ConversionError(f"{name}, with {ndim} axes, is no tensor of a ResNet; theirs end in {endings}.")
+
+
 def upcast_halves(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The tensors with float16 and bfloat16 widened to float32, which holds every value of theirs exactly."""
     halves = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))

@@ -55,8 +55,9 @@ def locate(source: str | os.PathLike[str]) -> Source:
         return _repository(rest)
     if scheme in ("http", "https"):
         return Source(None, {}, {}, None, functools.partial(download.from_url, text))
-    if isinstance(source, str) and registry.is_tag(text):
-        return _tag(registry.get_pretrained(text))
+    tag = text.removeprefix("timm/")
+    if isinstance(source, str) and registry.is_tag(tag):
+        return _tag(registry.get_pretrained(tag))
     path = pathlib.Path(text.removeprefix("local-dir:")).expanduser()
     if path.is_dir():
         return _folder(path)
