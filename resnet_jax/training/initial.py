@@ -101,7 +101,7 @@ _STEMS: tuple[Path, ...] = tuple(("params", *name.split("."), "kernel") for name
 def _check_names(source: str, anew: Sequence[str], given: Flat, wanted: Flat) -> None:
     unknown = [name for name in anew if not any(in_modules(path, [name]) for path in (*given, *wanted))]
     if unknown:
-        modules = ", ".join(dict.fromkeys(path[1] for path in wanted))
+        modules = ", ".join(sorted({path[1] for path in wanted}))
         raise ValueError(
             f"config.init_anew={tuple(anew)}: neither the model nor {source} has {', '.join(unknown)}. The model has "
             f"{modules}; name one of these, or a part of one (layer1.0)."
