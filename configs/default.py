@@ -85,6 +85,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.weight_decay = 5e-4  # "sgd": added to the gradient (L2); "adamw", "lamb": to the update
     config.optimizer.decayed = "all"  # as PyTorch by itself; "not_norm": all but norms; "kernels": no bias, either
     config.optimizer.clip_norm = 0.0  # gradients are scaled down to this norm over all tensors; 0: never
+    # Factors on the rate by parts of the net; (("", 0.0), ("fc", 1.0)) freezes everything but fc. A part is a prefix of
+    # PyTorch's dotted names ("layer1", "layer1.0"), and the longest one counts. 0 is frozen: no gradient, no decay, no
+    # memory of the optimiser, and batch norms there use their running statistics and leave them as they are.
+    config.optimizer.rates = ()
+    config.optimizer.layer_decay = 1.0  # factor on the rate for each block from the head back to the stem, as timm's
     config.optimizer.label_smoothing = 0.0  # probability taken from the true class
 
     config.schedule = ml_collections.ConfigDict()

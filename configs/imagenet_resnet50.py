@@ -31,13 +31,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.flip = True
     config.data.num_threads = 16
 
-    config.optimizer.learning_rate = config.get_oneway_ref("batch_size").to_float() * (0.1 / 256)  # section 2.1
+    batch = config.get_oneway_ref("batch_size").to_float()
+    config.optimizer.learning_rate = batch * (0.1 / 256)  # section 2.1
     config.optimizer.nesterov = False
     config.optimizer.weight_decay = 1e-4
     config.optimizer.decayed = "not_norm"  # section 5.1: not on scales and biases of batch norm
 
     config.schedule.name = "step"
     config.schedule.warmup_epochs = 5.0  # section 2.2: from the rate of a batch of 256, a little more each step
-    config.schedule.warmup_start = 256 / 1024  # for another config.batch_size: 256 divided by that
+    config.schedule.warmup_start = 256 / ((batch + 256 + abs(batch - 256)) / 2)  # the larger of batch and 256
     config.schedule.boundaries = (30.0, 60.0, 80.0)
     return config

@@ -30,6 +30,7 @@ class Experiment:
     model: ResNet
     schedule: optax.Schedule
     tx: optax.GradientTransformation
+    frozen: tuple[str, ...]
     parallel: Parallel
 
     def create_state(self) -> TrainState:
@@ -60,10 +61,9 @@ class Experiment:
 
     def _create(self, variables: Any = None) -> TrainState:
         if variables is None:
-            size, channels = self.config.data.image_size, self.facts.channels
-            images = jnp.zeros((1, size, size, channels))
-            variables = self.model.init(jax.random.key(self.config.seed), images, train=False)
-        return create_train_state(self.model, variables, self.tx, ema=bool(self.config.ema.decay))
+            variables = _initialise(self.model, self.config, self.facts)
+        ema = bool(self.config.ema.decay)
+        return create_train_state(self.model, variables, self.tx, ema=ema, frozen=self.frozen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,14 +113,20 @@ def design(
             f"config.profile_steps={tuple(config.profile_steps)} begin after the last of the run's {num_steps} steps."
         )
     schedule = recipe.create_schedule(config, steps_per_epoch=steps_per_epoch, num_steps=num_steps)
+    model = _create_model(config, num_devices)
+    parts = recipe.resolve_parts(config, lambda: jax.eval_shape(functools.partial(_initialise, model, config, facts)))
+    if parts.freeze_norm is not None:
+        config.model.kwargs.freeze_norm = parts.freeze_norm
+        model = model.clone(freeze_norm=parts.freeze_norm)
     return Experiment(
         config=config,
         facts=facts,
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
-        model=_create_model(config, num_devices),
+        model=model,
         schedule=schedule,
-        tx=recipe.create_optimizer(config, schedule),
+        tx=recipe.create_optimizer(config, schedule, parts.rates),
+        frozen=parts.frozen,
         parallel=_parallelize(config, steps_per_epoch, devices),
     )
 
@@ -276,3 +282,10 @@ def _create_model(config: ml_collections.ConfigDict, num_devices: int) -> ResNet
         axis_index_groups=groups if group > 1 else None,
         **{field: value for field, value in config.model.kwargs.items() if value is not None},
     )
+
+
+def _initialise(model: ResNet, config: ml_collections.ConfigDict, facts: datasets.Facts) -> Any:
+    """Random variables, of the config's seed."""
+    size = config.data.image_size
+    images = jnp.zeros((1, size, size, facts.channels))
+    return model.init(jax.random.key(config.seed), images, train=False)

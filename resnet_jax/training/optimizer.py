@@ -89,6 +89,7 @@ def create_optimizer(
     weight_decay: float = 0.0,
     decayed: str = "all",
     clip_norm: float = 0.0,
+    rates: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
     """SGD and AdamW as PyTorch's, or LAMB as timm's.
 
@@ -107,6 +108,7 @@ def create_optimizer(
       weight_decay: as in PyTorch; multiplies the parameters.
       decayed: which parameters it reaches, a key of `DECAYED`.
       clip_norm: gradients of a larger norm over all tensors are scaled to it first; 0: never.
+      rates: factors on the learning rate of single layers, by PyTorch's dotted name, as a parameter group's `lr`.
 
     Raises:
       ValueError: an unknown name.
@@ -126,7 +128,8 @@ def create_optimizer(
     }
     # PyTorch's clip_grad_norm_ divides by the norm and a millionth, timm's Lamb by the norm.
     clip = (clip_by_norm(clip_norm, eps=0.0 if name == "lamb" else 1e-6),) if clip_norm else ()
-    return optax.chain(*clip, *parts[name])
+    slow = (scale_layers(rates),) if rates and set(rates.values()) != {1.0} else ()
+    return optax.chain(*clip, *parts[name], *slow)
 
 
 def _trust_ratio(mask: Callable[[Any], Any] | None) -> optax.GradientTransformation:
@@ -140,6 +143,16 @@ def clip_by_norm(max_norm: float, *, eps: float) -> optax.GradientTransformation
         return optax.tree.scale(jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + eps)), updates)
 
     return optax.stateless(clip)
+
+
+def scale_layers(factors: Mapping[str, float]) -> optax.GradientTransformation:
+    """Multiplies the updates of each layer by its factor, by dotted name; those of other layers stay as they are."""
+
+    def scale(path: Any, update: jax.Array) -> jax.Array:
+        layer = jax.tree_util.keystr(path[:-1], simple=True, separator=".")
+        return update * factors[layer] if factors.get(layer, 1.0) != 1.0 else update
+
+    return optax.stateless(lambda updates, _: jax.tree.map_with_path(scale, updates))
 
 
 def is_kernel(params: Any) -> Any:

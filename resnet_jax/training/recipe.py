@@ -2,12 +2,13 @@
 
 import functools
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
 import optax
 
-from resnet_jax.training import averaging, losses, mixing, optimizer
+from resnet_jax.training import averaging, losses, mixing, optimizer, parts
 
 LOSSES = {"softmax": losses.softmax_cross_entropy, "bce": losses.binary_cross_entropy}
 
@@ -30,16 +31,36 @@ def create_schedule(config: ml_collections.ConfigDict, *, steps_per_epoch: int, 
     )
 
 
-def create_optimizer(config: ml_collections.ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """`config.optimizer` with its schedule."""
+def create_optimizer(
+    config: ml_collections.ConfigDict, schedule: optax.Schedule, rates: Mapping[str, float] | None = None
+) -> optax.GradientTransformation:
+    """`config.optimizer` with its schedule, and the factors on it of single layers."""
     numbers = {key: config.optimizer[key] for key in ("momentum", "nesterov", "eps", "weight_decay", "clip_norm")}
     return optimizer.create_optimizer(
         schedule,
         name=config.optimizer.name,
         betas=tuple(config.optimizer.betas),
         decayed=config.optimizer.decayed,
+        rates=rates,
         **numbers,
     )
+
+
+def resolve_parts(config: ml_collections.ConfigDict, shapes: Callable[[], Any]) -> parts.Parts:
+    """What `config.optimizer` and `freeze_norm` make of the layers of a net.
+
+    Args:
+      config: resolved.
+      shapes: gives the shapes of the net's variables; not called where all layers are treated alike.
+
+    Raises:
+      ValueError: as `parts.resolve`.
+    """
+    rates, layer_decay = config.optimizer.rates, config.optimizer.layer_decay
+    freeze_norm = config.model.kwargs.get("freeze_norm")
+    if not rates and layer_decay == 1 and not freeze_norm:
+        return parts.Parts()
+    return parts.resolve(shapes(), rates=rates, layer_decay=layer_decay, freeze_norm=freeze_norm)
 
 
 def step_options(config: ml_collections.ConfigDict, *, steps_per_epoch: int) -> dict[str, Any]:
@@ -93,6 +114,29 @@ def _check_optimizer(config: ml_collections.ConfigDict) -> None:
         raise ValueError("config.optimizer.nesterov=True needs config.optimizer.momentum above 0, which is 0.")
     if not all(0 <= beta < 1 for beta in config.betas) or len(config.betas) != 2:
         raise ValueError(f"config.optimizer.betas={tuple(config.betas)} must be two numbers in [0, 1).")
+    _check_rates(config.rates)
+    if not 0 < config.layer_decay <= 1:
+        raise ValueError(
+            f"config.optimizer.layer_decay={config.layer_decay} is a factor for each step from the head to the stem, "
+            "in (0, 1]; 1: none."
+        )
+
+
+def _check_rates(rates: Any) -> None:
+    """Pairs of a prefix and a factor, each prefix once; whether the net has them is for `parts.resolve` to see."""
+    shown = f"config.optimizer.rates={tuple(rates)}"
+    for pair in rates:
+        if not isinstance(pair, (tuple, list)) or list(map(type, pair)) not in ([str, float], [str, int]):
+            raise ValueError(
+                f"{shown} holds {pair!r}: give pairs of a prefix and a factor, as in "
+                "--config.optimizer.rates=\"('layer1',0.1),('fc',10.0)\", and a comma after a single one."
+            )
+        if not 0 <= pair[1] < math.inf:
+            raise ValueError(f"{shown}: {pair[0]!r} has the factor {pair[1]}: give 0 (frozen) or more.")
+    prefixes = [prefix for prefix, _ in rates]
+    for prefix in prefixes:
+        if prefixes.count(prefix) > 1:
+            raise ValueError(f"{shown} gives {prefix!r} twice: leave one of them out.")
 
 
 def _check_schedule(config: ml_collections.ConfigDict) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 from flax.training import train_state
 
 from resnet_jax.training import metrics
 from resnet_jax.training.losses import soft_targets, softmax_cross_entropy, wide
 from resnet_jax.training.mixing import mix_images, mix_labels
+from resnet_jax.training.parts import merge, split
 
 Array = jax.Array
 Batch = dict[str, Array]
@@ -26,24 +28,38 @@ class TrainState(train_state.TrainState):
     Attributes:
       batch_stats: the running statistics, `{}` where the net has none.
       ema: a moving average of `variables`, which is what is evaluated; None: none is kept.
+      frozen: layers, by dotted name, that do not train: the optimiser does not know of their parameters, and neither
+        these nor their running statistics change by a bit. The model's field `freeze_norm` has to fit.
     """
 
     batch_stats: Any
     ema: Any = None
+    frozen: tuple[str, ...] = struct.field(pytree_node=False, default=())
 
     @property
     def variables(self) -> dict[str, Any]:
         """What `model.apply` takes: `params`, and `batch_stats` if the net has any."""
         return {"params": self.params} | ({"batch_stats": self.batch_stats} if self.batch_stats else {})
 
+    def apply_gradients(self, *, grads: Any, **kwargs: Any) -> "TrainState":
+        """The state after a step with gradients of the parameters that train."""
+        trained, still = split(self.params, self.frozen)
+        new = train_state.TrainState.apply_gradients(self.replace(params=trained), grads=grads, **kwargs)
+        return new.replace(params=merge(new.params, still))
+
 
 def create_train_state(
-    model: Any, variables: Any, tx: optax.GradientTransformation, *, ema: bool = False
+    model: Any, variables: Any, tx: optax.GradientTransformation, *, ema: bool = False, frozen: Sequence[str] = ()
 ) -> TrainState:
     """The state before the first step; with `ema`, it has an average, equal to the variables so far."""
+    trained, _ = split(variables["params"], frozen)
     state = TrainState.create(
-        apply_fn=model.apply, params=variables["params"], tx=tx, batch_stats=variables.get("batch_stats", {})
-    )
+        apply_fn=model.apply,
+        params=trained,
+        tx=tx,
+        batch_stats=variables.get("batch_stats", {}),
+        frozen=tuple(frozen),
+    ).replace(params=variables["params"])
     return state.replace(ema=jax.tree.map(jnp.copy, state.variables)) if ema else state
 
 
@@ -108,8 +124,10 @@ def train_step(
     if axis_name is not None:
         rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
 
+    trained, still = split(state.params, state.frozen)
+
     def loss_fn(params: Any, batch_stats: Any, part: Batch, rng: Array) -> tuple[Array, tuple[Any, dict[str, Array]]]:
-        variables = state.replace(params=params, batch_stats=batch_stats).variables
+        variables = state.replace(params=merge(params, still), batch_stats=batch_stats).variables
         images, labels = normalize(part["image"], mean, std, _param_dtype(state)), part["label"]
         images = mix_images(images, part["mask"], drawn[0]) if drawn else images
         logits, updates = state.apply_fn(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": rng})
@@ -123,20 +141,29 @@ def train_step(
 
     gradient = jax.grad(loss_fn, has_aux=True)
     if accumulate == 1:
-        grads, (batch_stats, sums) = gradient(state.params, state.batch_stats, batch, rng)
+        grads, (batch_stats, sums) = gradient(trained, state.batch_stats, batch, rng)
     else:
-        grads, batch_stats, sums = _accumulate(functools.partial(gradient, state.params), state, batch, rng, accumulate)
+        grads, batch_stats, sums = _accumulate(functools.partial(gradient, trained), state, batch, rng, accumulate)
     # Each device differentiates the sum over its examples. Sums and counts meet in one exchange, and are divided after
     # it: that is the gradient of the global mean, whatever the number of devices and of examples on each.
     grads, sums = _psum((grads, sums), axis_name)
     grads = jax.tree.map(lambda grad: grad / jnp.maximum(sums["count"], 1).astype(grad.dtype), grads)
     if axis_name is not None:  # per-device statistics: keep their mean, so that the state stays one and the same
-        batch_stats = jax.lax.pmean(batch_stats, axis_name)
+        moving, kept = split(batch_stats, state.frozen)  # a mean of three equal numbers need not equal them
+        batch_stats = merge(jax.lax.pmean(moving, axis_name), kept)
     sums |= {"grad_norm": optax.tree.norm(grads), "steps": jnp.ones(())}
     new = state.apply_gradients(grads=grads, batch_stats=batch_stats)
     if update_average is not None:
-        new = new.replace(ema=update_average(state.ema, new.variables, jnp.asarray(state.step)))
+        new = new.replace(ema=_average(update_average, state, new.variables))
     return new, sums
+
+
+def _average(update_average: Callable[[Any, Any, Array], Any], state: TrainState, variables: Any) -> Any:
+    """The new average; what is frozen stays as it is, for 0.9 x + 0.1 x need not equal x."""
+    halves = {kind: split(tree, state.frozen) for kind, tree in state.ema.items()}
+    moving = {kind: split(tree, state.frozen)[0] for kind, tree in variables.items()}
+    average = update_average({kind: half for kind, (half, _) in halves.items()}, moving, jnp.asarray(state.step))
+    return {kind: merge(average[kind], still) for kind, (_, still) in halves.items()}
 
 
 def _accumulate(
