@@ -129,7 +129,7 @@ def test_part_of_a_stage_can_be_frozen_where_its_norms_are_or_keep_no_statistics
 
 REFUSED = [
     ({"optimizer.rates": (("layer3", 0.1),)},
-     r"config.optimizer.rates: no layer is inside 'layer3'. The parts are bn1, conv1, fc, layer1, layer2, and what they"),
+     r"config.optimizer.rates: no layer is inside 'layer3'. The parts are bn1, conv1, fc, layer1, layer2, and what"),
     ({"optimizer.rates": (("fc.bias", 2.0),)}, r"config.optimizer.rates: no layer is inside 'fc.bias'"),
     ({"optimizer.rates": (("", 0.0),)}, r"config.optimizer.rates=\(\('', 0.0\),\) freezes everything"),
     ({"optimizer.rates": (("fc", -1.0),)}, r"config.optimizer.rates=.*'fc' has the factor -1.0: give 0 \(frozen\)"),
