@@ -57,6 +57,13 @@ def test_the_longest_prefix_counts_and_ends_where_a_name_does():
     assert {layer: found.rates[layer] for layer in expected} == expected
 
 
+def test_a_prefix_is_no_part_of_a_longer_number():
+    blocks = {str(i): {"conv1": {"kernel": 0}} for i in (1, 10)}
+    variables = {"params": {"layer1": blocks, "fc": {"kernel": 0}}}
+    found = resolve(variables, rates=(("layer1.1", 0.5),), layer_decay=1.0, freeze_norm=None)
+    assert found.rates == {"layer1.1.conv1": 0.5, "layer1.10.conv1": 1.0, "fc": 1.0}
+
+
 def test_a_linear_probe_freezes_all_but_the_head_and_its_norms():
     found = parts_of("resnet18", PROBE)
     assert found.rates == {"fc": 1.0}
@@ -226,6 +233,11 @@ def test_a_run_leaves_frozen_parts_and_their_average_equal_to_the_bit(tmp_path):
     loop.train(config, str(tmp_path))  # goes on from the end: its config is the same, with what was filled in
 
 
+def half_as_much_again(average, variables, step):
+    """No true average: of two equal numbers that one is the same on a processor that multiplies and adds in one."""
+    return jax.tree.map(lambda a, b: 0.75 * (a + b), average, variables)
+
+
 @pytest.mark.parametrize("mode", [pytest.param("pmap", marks=pytest.mark.slow), "jit"])
 def test_three_devices_leave_frozen_parts_equal_to_the_bit_and_do_what_one_does(mode):
     """Three, since (x + x + x) / 3 is not always x."""
@@ -243,13 +255,19 @@ def test_three_devices_leave_frozen_parts_equal_to_the_bit_and_do_what_one_does(
     found = []
     for count in (1, 3):
         numbers = NUMBERS | {"axis_name": AXIS}
-        steps = (functools.partial(step, **numbers) for step in (train_step, eval_step))
-        parallel = parallelize(*steps, mode=mode, devices=jax.devices()[:count])
-        create = functools.partial(create_train_state, model, tx=optax.sgd(0.1, 0.9), frozen=frozen)
+        parallel = parallelize(
+            functools.partial(train_step, update_average=half_as_much_again, **numbers),
+            functools.partial(eval_step, **numbers),
+            mode=mode,
+            devices=jax.devices()[:count],
+        )
+        create = functools.partial(create_train_state, model, tx=optax.sgd(0.1, 0.9), ema=True, frozen=frozen)
         state = jax.jit(create, out_shardings=parallel.state_sharding)(before)
         for seed in range(3):
             state, sums = parallel.train_step(state, parallel.shard(make_batch(12, seed=seed)))
-        assert {name for name in moved(before, state.variables) if inside(name, frozen)} == set()
+        for after in (state.variables, state.ema):
+            assert {name for name in moved(before, after) if inside(name, frozen)} == set()
+            assert any(not inside(name, frozen) for name in moved(before, after))
         assert "batch_stats.layer2.0.bn1.mean" in moved(before, state.variables)
         found.append((state.variables, float(sums["grad_norm"])))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), *found)
