@@ -126,7 +126,7 @@ def _factors(layers: Collection[str], rates: Mapping[str, float]) -> dict[str, f
             raise ValueError(
                 f"config.optimizer.rates: no layer is inside {prefix!r}. The parts are "
                 f"{', '.join(sorted({layer.partition('.')[0] for layer in layers}))}, and what they hold by its dotted "
-                f"name, such as {max(layers, key=lambda layer: layer.count('.'))!r}."
+                f"name, such as {max(sorted(layers), key=lambda layer: layer.count('.'))!r}."
             )
         if prefix not in chosen.values():
             raise ValueError(
