@@ -1,5 +1,6 @@
 """The pages do what they say: every Python block is run, and what it prints is what stands below it."""
 
+import contextlib
 import re
 
 import jax
@@ -18,11 +19,12 @@ def blocks(page, language):
 
 
 @pytest.fixture(scope="module")
-def fine_tuning():
+def fine_tuning(tmp_path_factory):
     """The namespace after all blocks of the page, and all that they printed."""
     names, printed = {}, []
     names["print"] = lambda *values: printed.append(" ".join(map(str, values)))
-    with jax.numpy_rank_promotion("allow"):
+    # One block writes a folder of images.
+    with jax.numpy_rank_promotion("allow"), contextlib.chdir(tmp_path_factory.mktemp("page")):
         for block in blocks("docs/fine-tuning.md", "python"):
             exec(compile(block, "fine-tuning.md", "exec"), names)
     return names, "\n".join(printed)
