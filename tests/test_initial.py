@@ -147,3 +147,25 @@ def test_what_is_nowhere_is_refused_with_what_there_could_be():
         start("runs/nowhere")
     with pytest.raises(ValueError, match="did you mean resnet50"):
         start("resnet50.a9_in1k")
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("test_resnet", {"attn": "se"}),
+        ("test_resnet", {"attn": "eca"}),
+        ("test_resnet", {"num_classes": 0}),
+        ("resnet18", {"norm": "group"}),
+    ],
+    ids=str,
+)
+def test_variables_without_a_model_are_those_with_it(name, fields):
+    model = variants.create_model(name, **fields)
+    shapes = jax.eval_shape(
+        lambda: model.clone(train=False).init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
+    )
+    rng = np.random.default_rng(0)
+    expected = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(x.dtype), shapes)
+    assert equal(convert.without_model(convert.to_torch(model, expected)), expected)
+    with pytest.raises(ConversionError, match=r"conv1.gain, with 1 axes, is no tensor of a ResNet; theirs end in weig"):
+        convert.without_model(convert.to_torch(model, expected) | {"conv1.gain": np.ones(3)})
