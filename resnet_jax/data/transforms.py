@@ -92,7 +92,7 @@ def train_transform(
     )
     decoder = images.resolve_decoder(decoder)
     return TrainTransform(
-        image_size, crop, tuple(crop_scale), padding, flip, tuple(fill), decoder, augmentation, erase, erase_noise
+        image_size, crop, crop_scale, padding, flip, tuple(fill), decoder, augmentation, erase, erase_noise
     )
 
 
@@ -194,14 +194,12 @@ def _check_positive(name: str, value: int) -> None:
         raise ValueError(f"{name}={value!r} must be a whole number of pixels, 1 or more.")
 
 
-def _check_crop_scale(scale: Sequence[float], crop: str) -> None:
+def _check_crop_scale(scale: tuple[float, ...], crop: str) -> None:
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"crop_scale={scale} must be two shares of the image's area, the least first, in (0, 1].")
+    if crop != "resized" and scale != SCALE:
         raise ValueError(
-            f"crop_scale={tuple(scale)} must be two shares of the image's area, the least first, in (0, 1]."
-        )
-    if crop != "resized" and tuple(scale) != SCALE:
-        raise ValueError(
-            f"crop_scale={tuple(scale)} is of the crop 'resized' alone, but crop={crop!r}: leave one of them out."
+            f"crop_scale={scale} is of the crop 'resized' alone, but crop={crop!r}: leave one of them out."
         )
 
 
