@@ -48,10 +48,16 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.data_dir = ""  # where TFDS keeps prepared data; "": ~/tensorflow_datasets
     config.data.num_examples = 1024  # "synthetic" only: size of each split
     config.data.image_size = 8  # pixels, height and width
-    config.data.eval_resize = 0  # pixels of the shorter side before the centre crop of evaluation; 0: image_size
+    # Smaller training images at the start: sizes that rise to image_size, and the epoch up to which each is in use.
+    config.data.early_sizes = ()  # pixels
+    config.data.early_until = ()  # epochs from the start of the run
+    config.data.eval_size = 0  # pixels of the centre crop of evaluation; 0: image_size
+    config.data.eval_resize = 0  # pixels of the shorter side before that crop; 0: those of the crop
+    config.data.eval_interpolation = "bilinear"  # of that resizing; "bicubic" as in timm's recipes
     config.data.mean = (0.3058,)  # of each channel of the training split, in units of full scale
     config.data.std = (0.3761,)  # likewise, over all pixels
     config.data.crop = "pad"  # "pad" and crop, "resized" (random-resized), "none"
+    config.data.crop_scale = (0.08, 1.0)  # "resized" only: least and greatest share of the image's area
     config.data.decoder = "auto"  # of "resized": "opencv", "pillow", or "auto": the first where it is installed
     config.data.padding = 1  # pixels of mean colour on each side, before the random crop
     config.data.flip = False  # mirror half of the images

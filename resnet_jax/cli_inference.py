@@ -112,8 +112,10 @@ def _run_config(path: pathlib.Path) -> dict[str, Any] | None:
 
 def _of_run(config: Mapping[str, Any], model: ResNet, variables: Mapping[str, Any]) -> Net:
     data = config["data"]
-    size, mean, std = data["image_size"], tuple(data["mean"]), tuple(data["std"])
-    preprocessing = Preprocessing(size, data["eval_resize"] or size, "bilinear", mean, std)
+    # Runs of before there were these keys are evaluated at the size they are trained at, in bilinear.
+    size, interpolation = data.get("eval_size") or data["image_size"], data.get("eval_interpolation", "bilinear")
+    resize, mean, std = data["eval_resize"] or size, tuple(data["mean"]), tuple(data["std"])
+    preprocessing = Preprocessing(size, resize, interpolation, mean, std)
     return Net(model, variables, preprocessing, data=data)
 
 

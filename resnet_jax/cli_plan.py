@@ -129,9 +129,10 @@ def _header(subject: Subject) -> Iterator[str]:
     cores = f" with {len(devices) // count} devices each" if len(devices) > count else ""
     spread = f"{_plural(count, 'chip')} ({devices[0].device_kind}){cores}, {_plural(hosts, 'host')}"
     yield f"topology     {subject.topology}: {spread}"
-    size, kwargs = config.data.image_size, config.model.kwargs
+    size, early, kwargs = config.data.image_size, config.data.early_sizes, config.model.kwargs
+    sizes = f"{size}x{size}" + (f" (before: {', '.join(f'{small}x{small}' for small in early)})" if early else "")
     yield (
-        f"step         {config.model.name}, {kwargs.get('dtype') or 'float32'}, {size}x{size}, "
+        f"step         {config.model.name}, {kwargs.get('dtype') or 'float32'}, {sizes}, "
         f"{subject.batch} images a device, {config.batch_size} in all; remat {subject.remat}"
     )
 

@@ -29,7 +29,12 @@ def shrunken(name):
     schedule.boundaries = tuple(float(np.ceil(shrink * epoch)) for epoch in schedule.boundaries)
     config.ema.copy_epochs = float(np.ceil(shrink * config.ema.copy_epochs))
     config.model.kwargs.update(SMALL_NET)
-    config.data.update(name="synthetic", path="", num_examples=16, image_size=16, eval_resize=0, num_threads=1)
+    data = config.data
+    pixels = 16 / data.image_size
+    data.early_sizes = tuple(round(pixels * size) for size in data.early_sizes)
+    data.eval_size, data.eval_resize = round(pixels * data.eval_size), round(pixels * data.eval_resize)
+    data.early_until = tuple(float(np.ceil(shrink * epoch)) for epoch in data.early_until)
+    data.update(name="synthetic", path="", num_examples=16, image_size=16, num_threads=1)
     config.data.mean, config.data.std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
     config.init_from = ""
     config.compilation_cache_dir = ""

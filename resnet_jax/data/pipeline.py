@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import grain
@@ -26,12 +26,13 @@ from resnet_jax.data.order import Host, Order, Repeated, apart
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
+Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 class Batches(Iterator[Batch]):
     """Iterator over batches that are made ahead of time; `close()`, or a `with` block, ends the threads that do so."""
 
-    def __init__(self, iterator: grain.DatasetIterator):
+    def __init__(self, iterator: Any):
         self._iterator = iterator
 
     def __next__(self) -> Batch:
@@ -51,7 +52,7 @@ def train_batches(
     dataset: Dataset,
     *,
     batch_size: int,
-    transform: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+    transform: Transform | Mapping[int, Transform],
     seed: int,
     start_step: int = 0,
     num_threads: int = 4,
@@ -70,7 +71,8 @@ def train_batches(
     Args:
       dataset: what to draw from.
       batch_size: examples a step, over all hosts. It may exceed the size of the data set.
-      transform: function of (image, rng), such as `transforms.train_transform`; all results must have one shape.
+      transform: function of (image, rng), such as `transforms.train_transform`; all results must have one shape. Or
+        several, each with the step from which on it makes the batches: `{0: small, 5000: large}`.
       seed: of the order and of the augmentation, 0..2^32 - 1.
       start_step: the first step to deliver: a resumed run goes on with the batches that an uninterrupted one has.
       num_threads: that read and augment, in each process; 0 does it in the caller's thread, without reading ahead.
@@ -96,13 +98,17 @@ def train_batches(
         raise ValueError(f"start_step={start_step} must be 0 or more.")
     if repeats < 1:
         raise ValueError(f"repeats={repeats} must be 1 or more.")
+    transforms = dict(transform) if isinstance(transform, Mapping) else {0: transform}
+    if min(transforms, default=-1) != 0:
+        raise ValueError(f"transform has the steps {sorted(transforms)}, of which the first must be 0.")
     order: Order = grain.MapDataset.range(len(dataset)).seed(seed).shuffle().repeat()
     if repeats > 1:
         order = Repeated(order, len(dataset), repeats)
     host = Host(process_index, batch_size // process_count, apart(batch_size, repeats))
-    rows = _Rows(
-        dataset, order, host, sys.maxsize // batch_size, functools.partial(_augment, transform, seed), on_error
-    )
+    rows = {
+        first: _Rows(dataset, order, host, sys.maxsize // batch_size, functools.partial(_augment, each, seed), on_error)
+        for first, each in transforms.items()
+    }
     return _iterate(rows, start_step, num_threads, num_workers)
 
 
@@ -130,7 +136,7 @@ def eval_batches(
     host = Host(process_index, batch_size // process_count, range(batch_size))
     num_batches = -(-len(dataset) // batch_size)
     rows = _Rows(dataset, order, host, num_batches, functools.partial(_evaluate, transform), on_error)
-    return _iterate(rows, 0, num_threads, num_workers)
+    return _iterate({0: rows}, 0, num_threads, num_workers)
 
 
 Image = np.ndarray | bytes  # decoded, or an encoded file
@@ -209,17 +215,18 @@ class _Rows:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class _Stacked:
-    """This host's batches: `rows`, so many at a time. Grain's own batching would cost as much as a flip for each."""
+    """This host's batches: rows, so many at a time. Grain's own batching would cost as much as a flip for each."""
 
-    rows: _Rows
+    rows: Mapping[int, _Rows]  # the first step that is made of them -> rows
 
     def __len__(self) -> int:
-        return self.rows.num_batches
+        return self.rows[0].num_batches
 
     def __getitem__(self, step: int) -> Batch:
-        size = self.rows.host.rows
-        rows = [self.rows[row] for row in range(step * size, (step + 1) * size)]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        rows = self.rows[max(first for first in self.rows if first <= step)]
+        size = rows.host.rows
+        batch = [rows[row] for row in range(step * size, (step + 1) * size)]
+        return {name: np.stack([row[name] for row in batch]) for name in batch[0]}
 
 
 def _row(image: np.ndarray, label: int, mask: int) -> dict[str, Any]:
@@ -238,7 +245,7 @@ def _warn_once(origin: str, error: UnreadableImage) -> None:
 # Grain --------------------------------------------------------------------------------------------------
 
 
-def _iterate(rows: _Rows, start_step: int, num_threads: int, num_workers: int) -> Batches:
+def _iterate(rows: Mapping[int, _Rows], start_step: int, num_threads: int, num_workers: int) -> Batches:
     # Batched before it becomes an iterator: then threads and workers are given whole batches, by their number.
     batches = grain.MapDataset.source(_Stacked(rows))[start_step:]
     iterable = batches.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads))

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from resnet_jax.data import images, opencv
-from resnet_jax.data.augment import cut_window, flip_coin, pad_and_crop, random_erase, random_flip, sample_window
+from resnet_jax.data.augment import SCALE, cut_window, flip_coin, pad_and_crop, random_erase, random_flip, sample_window
 from resnet_jax.data.augment import random_resized_crop as random_resized_crop
 from resnet_jax.data.autoaugment import NO_JITTER, Augmentation, create_augmentation
 from resnet_jax.data.images import ImageArray, ImageLike, center_crop, resize, resize_shorter
@@ -27,6 +27,7 @@ def train_transform(
     image_size: int,
     *,
     crop: str = "pad",
+    crop_scale: tuple[float, float] = SCALE,
     padding: int = 4,
     flip: bool = True,
     fill: tuple[int, ...] = (0,),
@@ -48,6 +49,7 @@ def train_transform(
       image_size: pixels, height and width.
       crop: "pad" (`pad_and_crop`), "resized" (`random_resized_crop`) or "none". For "pad" and "none", an image of
         another size is first resized, by its shorter side, and cropped in the middle.
+      crop_scale: area of the window as a part of the image's, least and greatest; "resized" only.
       padding: pixels on each side; "pad" only.
       flip: mirror half of the images.
       fill: the data's mean colour, 0..255, for each channel or for all: of the padding, of what is erased, and where
@@ -70,6 +72,7 @@ def train_transform(
     _check_positive("image_size", image_size)
     if crop not in CROPS:
         raise ValueError(f"crop={crop!r} is not known: use one of {', '.join(map(repr, CROPS))}.")
+    _check_crop_scale(crop_scale, crop)
     if padding < 0:
         raise ValueError(f"padding={padding} pixels must be 0 or more.")
     if not fill or not all(0 <= value <= 255 for value in fill):
@@ -88,7 +91,9 @@ def train_transform(
         mean=tuple(fill),
     )
     decoder = images.resolve_decoder(decoder)
-    return TrainTransform(image_size, crop, padding, flip, tuple(fill), decoder, augmentation, erase, erase_noise)
+    return TrainTransform(
+        image_size, crop, crop_scale, padding, flip, tuple(fill), decoder, augmentation, erase, erase_noise
+    )
 
 
 def eval_transform(
@@ -122,6 +127,7 @@ class TrainTransform:
 
     image_size: int
     crop: str
+    crop_scale: tuple[float, float]
     padding: int
     flip: bool
     fill: tuple[int, ...]
@@ -133,7 +139,8 @@ class TrainTransform:
     def __call__(self, image: ImageArray, rng: np.random.Generator) -> ImageArray:
         """Augments uint8 [height, width, channels]."""
         if self.crop == "resized":
-            return self.finish(cut_window(image, sample_window(image.shape[0], image.shape[1], rng)), rng)
+            window = sample_window(image.shape[0], image.shape[1], rng, self.crop_scale)
+            return self.finish(cut_window(image, window), rng)
         image = _fit(image, self.image_size, self.image_size)
         if self.crop == "pad":
             image = pad_and_crop(image, rng, self.padding, self.fill)
@@ -150,7 +157,7 @@ class TrainTransform:
             header = opencv.read_header(data, channels)
         if header is None:
             return self(images.decode(data, channels), rng)
-        window = sample_window(header.height, header.width, rng)
+        window = sample_window(header.height, header.width, rng, self.crop_scale)
         return self.finish(opencv.decode_window(data, header, window, self.image_size, channels), rng)
 
     def finish(self, window: ImageArray, rng: np.random.Generator) -> ImageArray:
@@ -185,6 +192,15 @@ def _fit(image: ImageArray, size: int, resize_size: int, interpolation: str = "b
 def _check_positive(name: str, value: int) -> None:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}={value!r} must be a whole number of pixels, 1 or more.")
+
+
+def _check_crop_scale(scale: tuple[float, ...], crop: str) -> None:
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"crop_scale={scale} must be two shares of the image's area, the least first, in (0, 1].")
+    if crop != "resized" and scale != SCALE:
+        raise ValueError(
+            f"crop_scale={scale} is of the crop 'resized' alone, but crop={crop!r}: leave one of them out."
+        )
 
 
 def _check_erase(erase: float, noise: tuple[float, ...] | None) -> None:

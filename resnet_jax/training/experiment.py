@@ -11,10 +11,10 @@ import ml_collections
 import numpy as np
 import optax
 
-from resnet_jax.data import datasets, images, pipeline, transforms
+from resnet_jax.data import datasets, images, pipeline
 from resnet_jax.models import variants
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.training import initial, recipe
+from resnet_jax.training import initial, inputs, recipe
 from resnet_jax.training.parallel import AXIS, Parallel, check_divisible, device_groups, parallelize
 from resnet_jax.training.step import TrainState, create_train_state, eval_step, train_step
 
@@ -133,29 +133,17 @@ def design(
 
 def train_batches(run: Run, start_step: int) -> Any:
     """The batches of steps `start_step`, `start_step + 1`, ...; to be closed."""
-    data = run.config.data
-    return pipeline.train_batches(
+    data, sizes = run.config.data, inputs.train_sizes(run.config, run.steps_per_epoch)
+    batches = pipeline.train_batches(
         run.train_data,
         batch_size=run.config.batch_size,
-        transform=_train_transform(data),
+        transform={first: inputs.train_transform(data, size) for first, size in sizes.items()},
         seed=run.config.seed,
         start_step=start_step,
         repeats=data.repeats,
         **_reading(data),
     )
-
-
-def _train_transform(data: ml_collections.ConfigDict) -> transforms.TrainTransform:
-    same = (
-        "crop", "padding", "flip", "decoder", "augment", "augment_ops", "augment_magnitude", "augment_interpolation",
-        "augment_fill", "color_jitter", "erase",
-    )  # fmt: skip
-    return transforms.train_transform(
-        data.image_size,
-        fill=tuple(round(255 * mean) for mean in data.mean),
-        erase_noise=tuple(255 * std for std in data.std) if data.erase_noise else None,
-        **{key: data[key] for key in same},
-    )
+    return inputs.Announced(batches, start_step, sizes)
 
 
 def eval_batches(run: Run) -> Any:
@@ -163,7 +151,7 @@ def eval_batches(run: Run) -> Any:
     return pipeline.eval_batches(
         run.test_data,
         batch_size=run.config.batch_size,
-        transform=transforms.eval_transform(run.config.data.image_size, run.config.data.eval_resize or None),
+        transform=inputs.eval_transform(run.config.data),
         **_reading(run.config.data),
     )
 
@@ -225,10 +213,7 @@ def _check(config: ml_collections.ConfigDict, facts: datasets.Facts, num_devices
         raise ValueError(
             f"config.batch_size={config.batch_size} must lie in 1..{facts.num_train}, the size of the training split."
         )
-    try:
-        _train_transform(config.data)
-    except ValueError as error:
-        raise ValueError(f"config.data: {error}") from error
+    inputs.check(config, facts.num_train // config.batch_size)
     if config.data.repeats < 1:
         raise ValueError(f"config.data.repeats={config.data.repeats} must be 1 or more.")
     check_divisible(config.batch_size, num_devices)

@@ -20,6 +20,7 @@ class Analysis:
     Attributes:
       num_devices: that the step is compiled for.
       batch_per_device: images.
+      image_size: pixels; the largest of the run, where the size rises.
       num_parameters: of the network.
       num_steps: of the whole run.
       flops: operations; those that rematerialisation repeats are counted again.
@@ -36,6 +37,7 @@ class Analysis:
 
     num_devices: int
     batch_per_device: int
+    image_size: int
     num_parameters: int
     num_steps: int
     flops: float
@@ -75,6 +77,7 @@ def analyse(experiment: Experiment) -> Analysis:
     return Analysis(
         num_devices=num_devices,
         batch_per_device=experiment.config.batch_size // num_devices,
+        image_size=experiment.config.data.image_size,
         num_parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         num_steps=experiment.num_steps,
         flops=cost.get("flops", 0.0),
@@ -99,7 +102,7 @@ def abstract_state(experiment: Experiment) -> Any:
 
 
 def abstract_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of `data.pipeline` as the step takes it."""
+    """A batch of `data.pipeline` as the step takes it, of the largest images that the run trains with."""
     batch, size = experiment.config.batch_size, experiment.config.data.image_size
     shapes = {
         "image": jax.ShapeDtypeStruct((batch, size, size, experiment.facts.channels), np.uint8),
@@ -129,7 +132,8 @@ def describe(analysis: Analysis) -> list[str]:
     )
     return [
         f"parameters   {analysis.num_parameters:,}",
-        f"on each of {analysis.num_devices} devices, in each step of {analysis.batch_per_device} images there:",
+        f"on each of {analysis.num_devices} devices, in each step of {analysis.batch_per_device} images there, "
+        f"{analysis.image_size}x{analysis.image_size} pixels:",
         f"  memory     {peak}: arguments {arguments}, temporaries {temporaries}",
         f"  work       {analysis.flops / 1e12:.4g} TFLOP, {analysis.bytes_accessed / 1e9:.4g} GB read and written",
         f"  exchange   {', '.join(exchange) or 'none'}",
