@@ -87,8 +87,11 @@ def train_killed_at(store, config, what, name, count):
     return store.names("bucket", "runs/one/")
 
 
+TIMES = ("time", "images_per_second", "seconds_left")
+
+
 def without_times(records):
-    return [{k: v for k, v in record.items() if k not in ("images_per_second", "seconds_left")} for record in records]
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
 
 
 AFTER = """
