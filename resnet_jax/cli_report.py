@@ -58,14 +58,14 @@ def _write(path: epath.Path, content: bytes) -> None:
 
 def _lines(runs: Sequence[Any]) -> Iterator[str]:
     """One line a run, and one for each set of seeds."""
-    from resnet_jax.training import page
+    from resnet_jax.training import cells, summary
 
     width = max(len(run.label) for run in runs)
     for run in runs:
-        accuracy = f"{page.percent(run.last['accuracy'] if run.last else None):>8}"
+        accuracy = f"{cells.percent(run.last['accuracy'] if run.last else None):>8}"
         averaged = ", averaged net" if run.averaged else ""
-        best = f", best {page.percent(run.best['accuracy'])} at step {run.best['step']:,}" if run.best else ""
-        yield f"{run.label:<{width}}  test accuracy {accuracy}{averaged}{best}; {page.state(run)}"
-    for done, _ in page.seed_lines(runs):
-        accuracies = [run.last["accuracy"] for run in done]
-        yield f"{len(done)} seeds: test accuracy {page.spread(accuracies, page.percent)} (mean, sample standard deviation)"
+        best = f", best {cells.percent(run.best['accuracy'])} at step {run.best['step']:,}" if run.best else ""
+        yield f"{run.label:<{width}}  test accuracy {accuracy}{averaged}{best}; {cells.state(run)}"
+    for done, _ in summary.repeats(runs):
+        accuracy = cells.spread([run.test[-1]["accuracy"] for run in done], cells.percent)
+        yield f"{len(done)} seeds: test accuracy {accuracy} (mean, sample standard deviation)"

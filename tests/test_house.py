@@ -52,7 +52,9 @@ ALLOWED = {
         "resnet_jax.training.storage",
         "resnet_jax.training.workdirs",
     },
+    "resnet_jax.training.cells": {"resnet_jax.training.summary"},
     "resnet_jax.training.page": {
+        "resnet_jax.training.cells",
         "resnet_jax.training.plots",
         "resnet_jax.training.summary",
         "resnet_jax.training.workdirs",

@@ -111,7 +111,7 @@ def _draw_rates(axes: Any, runs: Sequence[Sequence[dict[str, Any]]]) -> None:
     styles: list[dict[str, Any]] = [line_style(number) for number in range(len(runs))]
     if len(runs) > 1 and all(curve == longest[: len(curve)] for curve in curves):
         curves, styles = [longest], [{"color": INK}]
-        axes.annotate("the same in all", (1, 1), xycoords="axes fraction", ha="right", va="top")
+        axes.set_title("learning rate (the same in all)")
     for below, (curve, style) in enumerate(zip(curves[::-1], styles[::-1], strict=True)):
         marker = {"marker": "o", "ms": 3} if len(curve) == 1 else {}
         look = {"lw": 1.4 + 1.6 * min(below, 4), "zorder": 2 - 0.01 * below}
@@ -120,12 +120,13 @@ def _draw_rates(axes: Any, runs: Sequence[Sequence[dict[str, Any]]]) -> None:
 
 def _finish_axes(error: Any, loss: Any, rate: Any, runs: Sequence[Sequence[dict[str, Any]]]) -> None:
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     for axes, title in ((error, "error (%)"), (loss, "loss"), (rate, "learning rate")):
-        axes.set_title(title)
+        axes.set_title(axes.get_title() or title)
         axes.set_xlabel("epoch")
         axes.set_xlim(0, 1.02 * max((row["epoch"] for rows in runs for row in rows), default=1))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
         axes.grid(color=INK, alpha=0.15, lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     error.set_ylim(0, _top([100 * (1 - row["accuracy"]) for rows in runs for row in rows]))
@@ -137,8 +138,8 @@ def _finish_axes(error: Any, loss: Any, rate: Any, runs: Sequence[Sequence[dict[
         loss.yaxis.set_major_locator(LogLocator(subs=steps, numticks=20))
         loss.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         loss.yaxis.set_minor_formatter(NullFormatter())
-    styles = (("training", {"lw": 0.9, "alpha": 0.6}), ("test", {"lw": 2.2}))
-    error.legend([Line2D([], [], color=INK, **look) for _, look in styles], [name for name, _ in styles])
+    handles = [Line2D([], [], color=INK, lw=0.9, alpha=0.6), Line2D([], [], color=INK, lw=2.2)]
+    error.legend(handles, ["training", "test"])
 
 
 def _name_runs(figure: Any, names: list[str], columns: int) -> None:
@@ -183,7 +184,7 @@ def _matplotlib() -> tuple[Any, Any]:
     except ImportError as error:
         raise ImportError(f'curves need Matplotlib ({error}): pip install "resnet-linen[train]".') from error
     coloured = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    ours = {
+    ours: dict[Any, Any] = {
         **dict.fromkeys(coloured, INK),
         "font.size": 9.5,
         "axes.titlesize": 10.5,
@@ -195,7 +196,10 @@ def _matplotlib() -> tuple[Any, Any]:
     @contextlib.contextmanager
     def settings() -> Iterator[None]:
         # Not the user's own style: the same records give the same picture everywhere.
-        with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **ours}), warnings.catch_warnings():
+        with (
+            matplotlib.rc_context({**dict(matplotlib.rcParamsDefault), "backend": "agg", **ours}),
+            warnings.catch_warnings(),
+        ):
             warnings.filterwarnings("ignore", r"Glyph .* missing")  # a name in another script; the page has it right
             yield
 

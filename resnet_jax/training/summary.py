@@ -86,7 +86,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the last step was made and evaluated."""
-        return bool(self.last) and self.last["step"] == self.num_steps
+        return self.last is not None and self.last["step"] == self.num_steps
 
     @property
     def train_accuracy(self) -> float | None:
@@ -113,10 +113,10 @@ class Run:
         if not times and len(self.starts) > 1:  # records of earlier versions: nobody knows the gaps
             return None
         starts = [time for start in self.starts if (time := _time(start.get("time")))]
-        ends = times or [self.written]
+        ends = times or ([self.written] if self.written else [])
         parts = []
         for start, following in zip(starts, [*starts[1:], None], strict=True):
-            made = [end for end in ends if end and end >= start and (following is None or end < following)]
+            made = [end for end in ends if end >= start and (following is None or end < following)]
             parts += [(max(made) - start).total_seconds()] if made else []
         return sum(parts) if parts else None
 
@@ -142,8 +142,8 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     runs = [_read_run(path, label) for path, label in zip(full, labels(full), strict=True)]
     if not any(run.rows for run in runs):
         raise ValueError(
-            f"there is no record yet in {', '.join(full)}: the first comes after config.log_every_steps steps. Wait for "
-            "it, or train with `python train.py --config=FILE --workdir=DIR`."
+            f"there is no record yet in {', '.join(full)}: the first comes after config.log_every_steps steps. Wait "
+            "for it, or train with `python train.py --config=FILE --workdir=DIR`."
         )
     return runs
 
@@ -176,14 +176,21 @@ def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
     return {key: values for key, values in found.items() if len(set(values)) > 1}
 
 
-def repeats(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs with records that differ in nothing but the seed and what changes no number, two or more together."""
+def repeats(runs: Sequence[Run]) -> list[tuple[list[Run], list[Run]]]:
+    """Groups of runs that differ in nothing but the seed and what changes no number.
+
+    Returns:
+      For each group the runs that have finished, two or more, and the others.
+    """
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        if run.rows:
-            same = {k: v for k, v in run.config.items() if k != "seed" and k not in workdirs.FREE_KEYS}
-            groups.setdefault(json.dumps(same, sort_keys=True), []).append(run)
-    return [group for group in groups.values() if len(group) > 1]
+        same = {k: v for k, v in run.config.items() if k != "seed" and k not in workdirs.FREE_KEYS}
+        groups.setdefault(json.dumps(same, sort_keys=True), []).append(run)
+    parted = [
+        ([run for run in group if run.finished], [run for run in group if not run.finished])
+        for group in groups.values()
+    ]
+    return [(done, left) for done, left in parted if len(done) > 1]
 
 
 def count_parameters(run: Run) -> int | None:
