@@ -5,7 +5,6 @@ import io
 import json
 import math
 import sys
-import time
 
 import jax
 import pytest
@@ -41,20 +40,18 @@ def train(step, accuracy=0.5, loss=1.0, speed=100.0, **more):
     }  # fmt: skip
 
 
-def test(step, correct=60, loss=1.5, **more):
+def evaluated(step, correct=60, loss=1.5, **more):
     return {
         "step": step, "split": "test", "epoch": step / 40, "loss": loss, "accuracy": correct / 100,
         "correct": float(correct), "count": 100.0, **more,
     }  # fmt: skip
 
 
-test.__test__ = False
-
 # Three epochs of 40 steps, with windows of 20, the last cut in two; the best evaluation is the second.
 ROWS = [
-    train(20, 0.2, speed=10.0), train(40, 0.3), test(40, 60),
-    train(60, 0.4), train(80, 0.5), test(80, 72, loss=0.9),
-    train(110, 0.6, speed=110.0), train(120, 0.8, speed=120.0), test(120, 70, loss=1.25),
+    train(20, 0.2, speed=10.0), train(40, 0.3), evaluated(40, 60),
+    train(60, 0.4), train(80, 0.5), evaluated(80, 72, loss=0.9),
+    train(110, 0.6, speed=110.0), train(120, 0.8, speed=120.0), evaluated(120, 70, loss=1.25),
 ]  # fmt: skip
 
 
@@ -153,7 +150,7 @@ def test_wall_time(tmp_path, seconds, starts, expected):
 
 
 def test_the_page_of_one_run_shows_them(tmp_path, capsys):
-    text, found, said = written(tmp_path, capsys, make(tmp_path / "run"))
+    _, found, said = written(tmp_path, capsys, make(tmp_path / "run"))
     shown = found.rows()
     assert "cifar_resnet20|269,722|cifar10|70.00 %|70/100|72.00 %|step 80|1.2500|65.00 %|100" in shown
     assert "|3|120|50|0|" in shown
@@ -180,7 +177,7 @@ def test_by_default_the_report_of_one_run_lies_beside_it_and_is_the_same_each_ti
 
 def seeds(tmp_path, *corrects):
     return [
-        make(tmp_path / f"seed{i}", [*ROWS[:-1], test(120, correct, loss=i)], seed=i, data__path=f"/elsewhere/{i}")
+        make(tmp_path / f"seed{i}", [*ROWS[:-1], evaluated(120, correct, loss=i)], seed=i, data__path=f"/elsewhere/{i}")
         for i, correct in enumerate(corrects)
     ]
 
@@ -239,7 +236,7 @@ def test_a_hostile_name_is_escaped_and_nothing_comes_from_elsewhere(tmp_path, ca
     assert not any(name.startswith("on") for name, _ in found.attributes)
     assert "@import" not in text
     assert all(part.startswith("#") for part in text.split("url(")[1:])
-    links = {value for name, value in found.attributes if "://" in value}
+    links = {value for name, value in found.attributes if "://" in (value or "")}
     assert links == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # names, not places
     assert "_<script>alert" in found.rows()
 
@@ -268,15 +265,18 @@ def test_labels_are_as_short_as_tells_them_apart():
     assert summary.labels(["/x/a\nb"]) == ["a\\nb"]
 
 
-DIVERGED = [*ROWS[:5], test(80, 10, loss=math.nan)]
+DIVERGED = [*ROWS[:5], evaluated(80, 10, loss=math.nan)]
 
 
 def test_a_diverged_run_is_drawn_as_far_as_it_goes(tmp_path, capsys):
     for loss in (math.nan, math.inf):
-        assert plots.draw_png({"": [*ROWS[:5], test(80, 10, loss=loss)]})
-        assert plots.draw_png({"": [test(80, 10, loss=loss)]})
+        assert plots.draw_png({"": [*ROWS[:5], evaluated(80, 10, loss=loss)]})
+        assert plots.draw_png({"": [evaluated(80, 10, loss=loss)]})
     assert plots.draw_png({"": [train(20, loss=0.0)]})  # no logarithm
-    workdirs = [make(tmp_path / "a", DIVERGED), make(tmp_path / "b", [*ROWS[:-1], test(120, loss=math.nan)], seed=1)]
+    workdirs = [
+        make(tmp_path / "a", DIVERGED),
+        make(tmp_path / "b", [*ROWS[:-1], evaluated(120, loss=math.nan)], seed=1),
+    ]
     _, found, _ = written(tmp_path, capsys, *workdirs, make(tmp_path / "c", seed=2))
     assert "nan|from step 80" in found.rows()
     assert "at step 80 of 120" in found.rows()
@@ -285,8 +285,8 @@ def test_a_diverged_run_is_drawn_as_far_as_it_goes(tmp_path, capsys):
 
 def test_what_was_averaged_is_said(tmp_path, capsys, caplog):
     older = make(tmp_path / "older", ema__decay=0.9)  # records of a version that did not say it
-    newer = make(tmp_path / "newer", [*ROWS[:-1], test(120, averaged=True)], ema__decay=0.9)
-    plain = make(tmp_path / "plain", [*ROWS[:-1], test(120, averaged=False)])
+    newer = make(tmp_path / "newer", [*ROWS[:-1], evaluated(120, averaged=True)], ema__decay=0.9)
+    plain = make(tmp_path / "plain", [*ROWS[:-1], evaluated(120, averaged=False)])
     _, found, said = written(tmp_path, capsys, older, newer, plain)
     assert found.rows().count("averaged net") == 2
     assert [", averaged net" in line for line in said.splitlines()[:3]] == [True, True, False]
@@ -314,7 +314,9 @@ def test_tensorboard_has_no_scalar_of_it(tmp_path):
 
     pytest.importorskip("tensorboardX")
     with report.Reporter(str(tmp_path), first_step=0, num_steps=9, tensorboard=True) as reporter:
-        reporter.test(5, {key: value for key, value in test(5, averaged=True).items() if key not in ("step", "split")})
+        reporter.test(
+            5, {key: value for key, value in evaluated(5, averaged=True).items() if key not in ("step", "split")}
+        )
     assert scalars.TENSORBOARD in {path.name for path in tmp_path.iterdir()}
     assert set(shown(tmp_path)) == {f"test/{name}" for name in ("epoch", "loss", "accuracy", "correct", "count")}
 
@@ -347,9 +349,9 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
         ("{oops\n", "metrics.jsonl, line 2, is no record of a run"),
         ("5\n", "metrics.jsonl, line 2, is no record of a run"),
         ('{"step": 2, "split": "train", "epoch": 0.1}\n', "no number in loss, accuracy, learning_rate"),
-        (json.dumps(test(2) | {"loss": "small"}) + "\n", "no number in loss"),
-        (json.dumps(test(2) | {"epoch": 0}) + "\n", "no number in split or epoch"),
-        (json.dumps(test(2) | {"split": "else"}) + "\n", "split 'else', has no number in split or epoch"),
+        (json.dumps(evaluated(2) | {"loss": "small"}) + "\n", "no number in loss"),
+        (json.dumps(evaluated(2) | {"epoch": 0}) + "\n", "no number in split or epoch"),
+        (json.dumps(evaluated(2) | {"split": "else"}) + "\n", "split 'else', has no number in split or epoch"),
     ],
     ids=["no JSON", "no object", "half", "text", "epoch 0", "split"],
 )
@@ -381,10 +383,8 @@ def test_without_matplotlib_the_way_out_is_said(tmp_path, capsys, monkeypatch):
     assert 'pip install "resnet-linen[train]"' in refused(capsys, make(tmp_path / "run"))
 
 
-def test_twenty_long_runs_are_quick(tmp_path):
-    rows = [train(step) for step in range(1, 3000)]
-    workdirs = [make(tmp_path / str(i), [*rows, test(3000)], seed=i) for i in range(20)]
-    begin = time.process_time()
-    text = page.render(summary.read_runs(workdirs))
-    assert time.process_time() - begin < 30
-    assert len(text) < 20_000_000
+@pytest.mark.slow
+def test_twenty_long_runs_make_a_page_that_opens(tmp_path):
+    rows = [train(step, loss=1 + math.sin(step) / 2) for step in range(1, 3000)]
+    workdirs = [make(tmp_path / str(i), [*rows, evaluated(3000)], seed=i) for i in range(20)]
+    assert len(page.render(summary.read_runs(workdirs))) < 10_000_000

@@ -119,7 +119,7 @@ RESULTS: tuple[Cell, ...] = (
     ("best", False, _best),
     ("test loss, last", False, _loss),
     ("training accuracy", False, lambda run: percent(run.train_accuracy)),
-    ("images/s", False, lambda run: f"{run.images_per_second:,.0f}" if run.images_per_second else NOTHING),
+    ("images per second", False, lambda run: f"{run.images_per_second:,.0f}" if run.images_per_second else NOTHING),
 )
 CIRCUMSTANCES: tuple[Cell, ...] = (
     ("epochs", False, lambda run: f"{run.epochs:g}" if run.finished else f"{run.epochs:.2f}"),

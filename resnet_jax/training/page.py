@@ -22,16 +22,18 @@ svg.curves { width: 100%; height: auto; margin-top: 1rem; } svg.curves text { fo
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 th { font-weight: 600; vertical-align: bottom; } thead th { border-bottom: 2px solid var(--line); }
-td.text, th.text, td.run, th.run { text-align: left; } td.run { white-space: nowrap; font-weight: 600; }
+td.text, th.text, td.run, th.run { text-align: left; }
+td.run { font-weight: 600; overflow-wrap: anywhere; min-width: 6rem; }
 td small { display: block; white-space: nowrap; }
 td.text { overflow-wrap: break-word; } mark { background: var(--mark); color: inherit; }
 svg.key { vertical-align: middle; }
 details { margin-top: 1.5rem; } summary { cursor: pointer; font-size: 1.1rem; font-weight: 600; }
 code, td.code, pre { font: .85rem/1.5 ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 pre { white-space: pre-wrap; }
-@media print { @page { size: A4 landscape; margin: 12mm; } html { font-size: 10.5px; }
-  body { margin: 0; padding: 0; max-width: none; font-size: 1rem; } table, svg.curves, tr { break-inside: avoid; } .wide { overflow: visible; }
-  th, td { padding: .2rem .35rem; } mark { font-weight: 600; } }
+@media print { @page { size: A4 landscape; margin: 12mm; }
+  html { font-size: 10.5px; }
+  body { margin: 0; padding: 0; max-width: none; font-size: 1rem; } table, svg.curves, tr { break-inside: avoid; }
+  .wide { overflow: visible; } th, td { padding: .2rem .35rem; } mark { font-weight: 600; } }
 """
 
 
@@ -108,7 +110,7 @@ def _quiet(text: str) -> str:
 
 def _notes(runs: Sequence[Run]) -> Iterator[str]:
     yield _quiet(
-        "Training accuracy is that over the last epoch, while the net changed, on augmented and mixed images; images/s "
+        "Training accuracy is that over the last epoch, while the net changed, on augmented and mixed images; images "
         "is the median, evaluations left out. The best of many evaluations is chosen by the test split itself: compare "
         "runs by the last."
     )

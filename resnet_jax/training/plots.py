@@ -105,17 +105,23 @@ def _draw_run(error: Any, loss: Any, rows: Sequence[dict[str, Any]], style: dict
 
 
 def _draw_rates(axes: Any, runs: Sequence[Sequence[dict[str, Any]]]) -> None:
-    """One line where the schedules are the same, as of seeds; else those below are wider, so that each is seen."""
+    """One line where all schedules are the same, as of seeds; of equal ones else, those below are wider."""
     curves = [[(row["epoch"], row["learning_rate"]) for row in rows if row["split"] == "train"] for rows in runs]
-    longest = max(curves, key=len)
     styles: list[dict[str, Any]] = [line_style(number) for number in range(len(runs))]
-    if len(runs) > 1 and all(curve == longest[: len(curve)] for curve in curves):
+    longest = max(curves, key=len)
+    if len(runs) > 1 and all(_same_start(curve, longest) for curve in curves):
         curves, styles = [longest], [{"color": INK}]
         axes.set_title("learning rate (the same in all)")
-    for below, (curve, style) in enumerate(zip(curves[::-1], styles[::-1], strict=True)):
-        marker = {"marker": "o", "ms": 3} if len(curve) == 1 else {}
-        look = {"lw": 1.4 + 1.6 * min(below, 4), "zorder": 2 - 0.01 * below}
-        axes.plot([x for x, _ in curve], [y for _, y in curve], **look, **style, **marker)
+    for number, (curve, style) in enumerate(zip(curves, styles, strict=True)):
+        above = sum(_same_start(curve, other) for other in curves[number + 1 :])
+        look = {"lw": 1.4 + 1.8 * min(above, 3), "marker": "o" if len(curve) == 1 else ""}
+        dashes = style if not above else {"color": style["color"]}
+        axes.plot([x for x, _ in curve], [y for _, y in curve], **look, **dashes)
+
+
+def _same_start(left: Sequence[Any], right: Sequence[Any]) -> bool:
+    """Of two runs of the same schedule, one may not have come as far."""
+    return all(a == b for a, b in zip(left, right, strict=False))
 
 
 def _finish_axes(error: Any, loss: Any, rate: Any, runs: Sequence[Sequence[dict[str, Any]]]) -> None:
@@ -131,6 +137,7 @@ def _finish_axes(error: Any, loss: Any, rate: Any, runs: Sequence[Sequence[dict[
         axes.spines[["top", "right"]].set_visible(False)
     error.set_ylim(0, _top([100 * (1 - row["accuracy"]) for rows in runs for row in rows]))
     rate.set_ylim(bottom=0)
+    rate.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     losses = [row["loss"] for rows in runs for row in rows if math.isfinite(row["loss"]) and row["loss"] > 0]
     if losses:
         loss.set_yscale("log", nonpositive="mask")
