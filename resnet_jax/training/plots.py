@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from resnet_jax.training import records, storage
@@ -100,8 +99,9 @@ def _draw_run(error: Any, loss: Any, rows: Sequence[dict[str, Any]], style: dict
         part = [row for row in rows if row["split"] == split]
         epochs = [row["epoch"] for row in part]
         look = look | style | ({"marker": "o", "ms": 3} if len(part) == 1 else {})  # one point makes no line
-        error.plot(epochs, [100 * (1 - _finite(row["accuracy"])) for row in part], **look)
-        loss.plot(epochs, [_finite(row["loss"]) for row in part], **look)
+        # A diverged run is drawn as far as it goes: Matplotlib leaves out what is not finite.
+        error.plot(epochs, [100 * (1 - row["accuracy"]) for row in part], **look)
+        loss.plot(epochs, [row["loss"] for row in part], **look)
 
 
 def _draw_rates(axes: Any, runs: Sequence[Sequence[dict[str, Any]]]) -> None:
@@ -176,11 +176,6 @@ def _short(names: list[str]) -> list[str]:
 def _top(errors: Sequence[float]) -> float:
     """Percent."""
     return min(100.0, 1.05 * max((value for value in errors if math.isfinite(value)), default=100.0)) or 1.0
-
-
-def _finite(value: float) -> float:
-    """A diverged run is drawn as far as it goes: Matplotlib leaves NaN out."""
-    return value if math.isfinite(value) else np.nan
 
 
 def _matplotlib() -> tuple[Any, Any]:
