@@ -47,12 +47,11 @@ ALLOWED = {
         "resnet_jax.training.storage",
     },
     "resnet_jax.training.summary": {
-        "resnet_jax.models",
         "resnet_jax.training.records",
         "resnet_jax.training.storage",
         "resnet_jax.training.workdirs",
     },
-    "resnet_jax.training.cells": {"resnet_jax.training.summary"},
+    "resnet_jax.training.cells": {"resnet_jax.models", "resnet_jax.training.summary"},
     "resnet_jax.training.page": {
         "resnet_jax.training.cells",
         "resnet_jax.training.plots",

@@ -114,7 +114,7 @@ def test_numbers_of_one_run_by_hand(tmp_path):
     assert (run.best["accuracy"], run.best["step"]) == (0.72, 80)
     assert run.train_accuracy == pytest.approx((30 * 0.6 + 10 * 0.8) / 40)  # steps 81 to 120, by their number
     assert run.images_per_second == 100.0  # median of 10, 100, 100, 100, 110, 120
-    assert summary.count_parameters(run) == 269_722  # He et al. 2016, table 6: 0.27 million
+    assert cells.count_parameters(run) == 269_722  # He et al. 2016, table 6: 0.27 million
     assert not run.averaged
 
 
@@ -125,9 +125,9 @@ def test_the_parameters_counted_are_those_of_the_net(tmp_path):
             jax.random.key(0), jax.numpy.zeros((1, 64, 64, 1)), train=False
         )
     )
-    assert summary.count_parameters(run) == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert cells.count_parameters(run) == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     (other,) = summary.read_runs([make(tmp_path / "other", model__name="of another version")])
-    assert summary.count_parameters(other) is None
+    assert cells.count_parameters(other) is None
 
 
 @pytest.mark.parametrize(
@@ -341,6 +341,7 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
     assert "is given twice" in refused(capsys, workdir, workdir + "/")
     (tmp_path / "run" / "config.json").write_text("[]")
     assert "config.json holds list, not the config of a run" in refused(capsys, workdir)
+    assert "run.json does not hold the starts" in refused(capsys, make(tmp_path / "other", starts=[5]))
 
 
 @pytest.mark.parametrize(

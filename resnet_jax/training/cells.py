@@ -3,18 +3,43 @@
 import datetime
 import functools
 import html
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from resnet_jax.training import summary
 from resnet_jax.training.summary import Run
 
 NOTHING = "-"
 
 # Title, whether it is text (else a number), and what it shows, as HTML.
 Cell = tuple[str, bool, Callable[[Run], str]]
+
+
+def count_parameters(run: Run) -> int | None:
+    """Parameters of the net, from its config alone; None where this version cannot build it."""
+    prefix = "model.kwargs."
+    kwargs = {key[len(prefix) :]: value for key, value in run.config.items() if key.startswith(prefix)}
+    fields = {key: value for key, value in kwargs.items() if value is not None}
+    arguments = (run.config.get("model.name"), run.config.get("model.num_classes"), run.config.get("data.mean"))
+    try:
+        return _count(json.dumps(fields, sort_keys=True), *arguments[:2], len(arguments[2] or (0, 0, 0)))
+    except (ValueError, TypeError, KeyError, AttributeError):  # another version's net, or one of its fields
+        return None
+
+
+@functools.cache
+def _count(fields: str, name: str, num_classes: int, channels: int) -> int:
+    import jax
+    import jax.numpy as jnp
+
+    from resnet_jax.models.variants import create_model
+
+    model = create_model(name, num_classes=num_classes, **json.loads(fields))
+    images = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
 def percent(value: float | None) -> str:
@@ -71,7 +96,7 @@ def _steps(run: Run) -> str:
 
 
 def _parameters(run: Run) -> str:
-    count = summary.count_parameters(run)
+    count = count_parameters(run)
     return f"{count:,}" if count is not None else "unknown to this version"
 
 

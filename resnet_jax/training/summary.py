@@ -193,42 +193,20 @@ def repeats(runs: Sequence[Run]) -> list[tuple[list[Run], list[Run]]]:
     return [(done, left) for done, left in parted if len(done) > 1]
 
 
-def count_parameters(run: Run) -> int | None:
-    """Parameters of the net, from its config alone; None where this version cannot build it."""
-    prefix = "model.kwargs."
-    kwargs = {key[len(prefix) :]: value for key, value in run.config.items() if key.startswith(prefix)}
-    fields = {key: value for key, value in kwargs.items() if value is not None}
-    arguments = (run.config.get("model.name"), run.config.get("model.num_classes"), run.config.get("data.mean"))
-    try:
-        return _count(json.dumps(fields, sort_keys=True), *arguments[:2], len(arguments[2] or (0, 0, 0)))
-    except (ValueError, TypeError, KeyError, AttributeError):  # another version's net, or one of its fields
-        return None
-
-
-@functools.cache
-def _count(fields: str, name: str, num_classes: int, channels: int) -> int:
-    import jax
-    import jax.numpy as jnp
-
-    from resnet_jax.models.variants import create_model
-
-    model = create_model(name, num_classes=num_classes, **json.loads(fields))
-    images = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
-    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-
-
 def _read_run(path: str, label: str) -> Run:
     config = workdirs.load_config(path)
     if not isinstance(config, dict):
         raise ValueError(f"{path}/{workdirs.CONFIG} holds {type(config).__name__}, not the config of a run.")
+    starts = workdirs.load_starts(path)
+    if not all(isinstance(start, dict) for start in starts):
+        raise ValueError(f"{path}/{workdirs.STARTS} does not hold the starts of a run: move it away.")
     rows = records.read_metrics(path)
     for row in rows:
         _check(row, path)
     times = [time for row in rows if (time := _time(row.get("time")))]
     written = max(times) if times else _modified(path) if rows else None
     flat = traverse_util.flatten_dict(config, sep=".")
-    return Run(label, path, flat, rows, workdirs.load_starts(path), written)
+    return Run(label, path, flat, rows, starts, written)
 
 
 def _check(row: Record, path: str) -> None:
