@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from resnet_jax import cli_inference, cli_plan, cli_prepare, cli_verify
+from resnet_jax import cli_inference, cli_plan, cli_prepare, cli_report, cli_verify
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variants import create_model, list_models
 from resnet_jax.weights import convert, formats, recognise, registry
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_inference.add_verbs(verbs, _read)
     cli_plan.add_verb(verbs)
     cli_prepare.add_verb(verbs)
+    cli_report.add_verb(verbs)
     return parser
 
 

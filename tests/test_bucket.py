@@ -87,8 +87,11 @@ def train_killed_at(store, config, what, name, count):
     return store.names("bucket", "runs/one/")
 
 
+TIMES = ("time", "images_per_second", "seconds_left")
+
+
 def without_times(records):
-    return [{k: v for k, v in record.items() if k not in ("images_per_second", "seconds_left")} for record in records]
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
 
 
 AFTER = """
@@ -108,6 +111,7 @@ init = experiment.build(tiny_config(init_from=bucket)).create_state()
 found["init_from"] = equal(init.variables, checkpoint.load_variables(disk))
 found["converted"] = [cli.main(["convert", bucket, f"--out={path}"]) for path in (out, "gs://bucket/exported")]
 found["exported"] = equal(*map(checkpoint.load_variables, ("gs://bucket/exported", disk)))
+found["reported"] = cli.main(["report", bucket])
 found["not to a bucket"] = cli.main(["convert", bucket, "--out=gs://bucket/net.safetensors"])
 try:
     loop.train(tiny_config(seed=1, **changes), bucket)
@@ -138,6 +142,8 @@ def test_a_run_killed_at_its_worst_moments_ends_with_the_bits_of_one_on_a_disk(s
     assert without_times(found["records"]) == without_times(report.read_metrics(str(tmp_path / "disk")))
     assert found["evaluated"]["correct"] == result["correct"]
     assert found["converted"] == [0, 0]
+    assert found["reported"] == 0
+    assert store.read("bucket", "runs/one/report.html").startswith(b"<!doctype html>")
     assert found["not to a bucket"] != 0
     assert (tmp_path / "net.safetensors").stat().st_size > 10_000
     assert "config.seed: 0 there, 1 now" in found["refused"]

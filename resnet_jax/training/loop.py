@@ -78,11 +78,12 @@ def _train(run: experiment.Run, workdir: str) -> dict[str, Any]:
     return last or before[-1]
 
 
-def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     """Evaluates the newest checkpoint of `workdir`, or `config.init_from` if no `workdir` is given, on the test split.
 
     Returns:
-      `loss`, `accuracy`, `correct`, `count` and `step`; every example of the split is counted once.
+      `loss`, `accuracy`, `correct`, `count`, `averaged` (whether the moving average was evaluated) and `step`; every
+      example of the split is counted once.
 
     Raises:
       ValueError, FileNotFoundError: nothing to evaluate, or a checkpoint of another model.
@@ -250,9 +251,8 @@ class _Steps:
             "epoch": step / self._run.steps_per_epoch,
             **_evaluate(self._run, state, lambda: self._preemption.reached() and self._make_way(step, state)),
         }
-        self._reporter.test(step, numbers)
         self._scores[step] = numbers["accuracy"]
-        return {"step": step, "split": "test", **numbers}
+        return self._reporter.test(step, numbers)
 
     def _evaluate_and_save(self, step: int, state: TrainState) -> dict[str, Any] | None:
         best_before = max(self._scores.values(), default=-1)
@@ -277,8 +277,8 @@ def _stop_if_told(preemption: hosts.Preemption) -> None:
         raise Preempted("told to stop (SIGTERM) while evaluating; start again.")
 
 
-def _evaluate(run: experiment.Run, state: TrainState, before_batch: Callable[[], Any]) -> dict[str, float]:
-    """Metrics over the whole test split, each example once."""
+def _evaluate(run: experiment.Run, state: TrainState, before_batch: Callable[[], Any]) -> dict[str, Any]:
+    """Metrics over the whole test split, each example once, and whether they are of the moving average."""
     sums: dict[str, float] = {}
     with contextlib.closing(experiment.eval_batches(run)) as batches:
         for batch in batches:
@@ -288,4 +288,5 @@ def _evaluate(run: experiment.Run, state: TrainState, before_batch: Callable[[],
     if unreadable:
         logger.warning("%d of the %d test images could not be read and are not counted", unreadable, len(run.test_data))
     check_unreadable(unreadable, len(run.test_data), run.config.data.max_unreadable)
-    return {**metrics.compute(sums), "correct": sums["correct"], "count": sums["count"]}
+    counts = {"correct": sums["correct"], "count": sums["count"]}
+    return {**metrics.compute(sums), **counts, "averaged": state.ema is not None}

@@ -74,12 +74,12 @@ def _parts(folder: epath.Path) -> Iterator[bytes]:
 def _records(path: epath.Path, content: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Lines and what they say."""
     for number, line in enumerate(content.splitlines(keepends=True), 1):
-        if not line.endswith(b"}\n"):
+        if not line.endswith(b"\n") or not line.strip():  # only the last one has no end, after a crash
             continue
         try:
             record = json.loads(line)
             record["step"], record["split"]
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path}, line {number}, is no record of a run ({error}): mend or remove that line; a run goes on "
                 "without the file, too, but then knows of no best checkpoint before."

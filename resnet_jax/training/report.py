@@ -73,7 +73,7 @@ class Reporter:
         """A window of training steps that ends with `step`."""
         if not self._active:
             return
-        self._write({"step": step, "split": "train", **numbers})
+        self._write(_record(step, "train", numbers))
         percent, rate = 100 * numbers["accuracy"], numbers["images_per_second"]
         if self._bar is not None:
             self._bar.set_postfix(loss=f"{numbers['loss']:.4f}", accuracy=f"{percent:.2f} %", images_s=f"{rate:,.0f}")
@@ -85,12 +85,13 @@ class Reporter:
             *(f"{rate:,.0f}", datetime.timedelta(seconds=round(numbers["seconds_left"]))),
         )
 
-    def test(self, step: int, numbers: dict[str, float]) -> None:
-        """An evaluation after `step` steps."""
-        if not self._active:
-            return
-        self._write({"step": step, "split": "test", **numbers})
-        self.say(f"step {step}  {accuracy_line(numbers)}  loss {numbers['loss']:.4f}")
+    def test(self, step: int, numbers: dict[str, Any]) -> dict[str, Any]:
+        """An evaluation after `step` steps; returns its record, also where it is not written."""
+        record = _record(step, "test", numbers)
+        if self._active:
+            self._write(record)
+            self.say(f"step {step}  {accuracy_line(numbers)}  loss {numbers['loss']:.4f}")
+        return record
 
     def say(self, line: str) -> None:
         """A line for people, above the bar or in the log."""
@@ -125,9 +126,16 @@ class Reporter:
         return storage.NotWritten(f"{error} That is step {step}." if step is not None else str(error))
 
 
-def accuracy_line(numbers: dict[str, float]) -> str:
-    """'test accuracy 98.61 % (355/360)'."""
-    return f"test accuracy {100 * numbers['accuracy']:.2f} % ({numbers['correct']:.0f}/{numbers['count']:.0f})"
+def accuracy_line(numbers: dict[str, Any]) -> str:
+    """'test accuracy 98.61 % (355/360)', and whether that is of the averaged net."""
+    line = f"test accuracy {100 * numbers['accuracy']:.2f} % ({numbers['correct']:.0f}/{numbers['count']:.0f})"
+    return f"{line}, averaged net" if numbers.get("averaged") else line
+
+
+def _record(step: int, split: str, numbers: dict[str, Any]) -> dict[str, Any]:
+    """One line of metrics.jsonl; the time is that of writing it, UTC."""
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"step": step, "split": split, "time": time, **numbers}
 
 
 def _progress_bar(first_step: int, num_steps: int) -> Any:

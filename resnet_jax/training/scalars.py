@@ -46,7 +46,7 @@ class Scalars:
         values = [
             {"tag": f"{record['split']}/{name}", "simple_value": float(value)}
             for name, value in record.items()
-            if name != "step" and isinstance(value, numbers.Real)
+            if name != "step" and isinstance(value, numbers.Real) and not isinstance(value, bool)
         ]
         self._log.append(self._frame(step=record["step"], summary={"value": values}))
 
