@@ -2,12 +2,13 @@ r"""Does depth alone hurt? Plain nets of 20 and 56 layers beside residual ones: 
 
 python benchmarks/degradation.py --workdir=runs/degradation --config.data.path=cifar10-jpeg-small.zip
 
-Trains the four nets with one recipe, that of `configs/cifar10_small_resnet20.py` (or `--config`; every key of it can
-be set), each in a folder of its own under --workdir, and draws WORKDIR/degradation.png and prints the table whenever
-one is done. Started again it goes on where it was. With 10,000 images and the default 8 epochs: an hour on 2 CPU cores.
+Trains the four nets with one recipe, that of `configs/cifar10_small_resnet20.py` (or `--config`), each in a folder of
+its own under --workdir; draws WORKDIR/degradation.png and prints the table whenever one is done. Started again it goes
+on where it was. 10,000 images for the default 8 epochs take 2 CPU cores about an hour.
 
-Training error in the figure is that of the augmented images in the steps of an epoch, net in training mode, as the
-paper draws it. The table has it for the last epoch, and that of the finished net on the same images as they are.
+Training error in the figure, and `augmented` in the table, is that of the augmented images of an epoch, each in its
+step, with the batch's statistics in batch norm. `training` in the table is that of the finished net on the same images
+as they are, with the running statistics, as at a test.
 """
 
 import argparse
@@ -29,32 +30,25 @@ from matplotlib.figure import Figure
 from resnet_jax.training import checkpoint, config_file, experiment, loop, metrics, records
 
 RECIPE = pathlib.Path(__file__).parent.parent / "configs" / "cifar10_small_resnet20.py"
-# In the order of training: the shallow pair first, so that a run that is cut off has pairs to show.
+# In the order of training: the shallow pair first, so that a run that is cut off has something to compare.
 NETS = {
     "plain-20": "cifar_plain20",
     "ResNet-20": "cifar_resnet20",
     "plain-56": "cifar_plain56",
     "ResNet-56": "cifar_resnet56",
 }
-KINDS = ("plain", "ResNet")
-COLOURS = {"20": "tab:orange", "56": "tab:blue"}
+PANELS = {"plain": "plain nets", "ResNet": "residual nets"}
+COLOURS = {20: "tab:orange", 56: "tab:blue"}
 FIGURE = "degradation.png"
-FINAL = "final.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Finished:
-    """What a net came to, in one run of one seed.
-
-    Attributes:
-      parameters: their number.
-      images: of the training and of the test split.
-      train: error of the finished net on the training images, without augmentation, in percent.
-    """
-
-    parameters: int
-    images: tuple[int, int]
-    train: float
+FINAL = "final.json"  # of each net
+NOTE = "(Apart by more than two standard errors of that many images; what another seed would give is not in them.)"
+SET_HERE = {
+    "num_epochs": "--epochs sets it",
+    "seed": "--seeds sets it",
+    "model.name": "the four nets are given",
+    "log_every_steps": "there is one record an epoch",
+    "eval_every_epochs": "each epoch is evaluated",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,15 +62,19 @@ class Curves:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of the table: means over the seeds, errors in percent."""
+    """What a net came to, as means over its runs.
 
-    seeds: int
+    Attributes:
+      runs: how many, one a seed.
+      parameters: of the net.
+      images: of each split that `errors` are measured on, over all runs.
+      errors: in percent: `training`, `augmented`, `test`, `best test`.
+    """
+
+    runs: int
     parameters: int
-    images: tuple[int, int]
-    train: float
-    augmented: float
-    test: float
-    best: float
+    images: dict[str, int]
+    errors: dict[str, float]
 
 
 # Training -----------------------------------------------------------------------------------------------
@@ -90,12 +88,16 @@ def configs(path: str, overrides: Sequence[str], *, epochs: float, seed: int) ->
       overrides: flags as in `["--config.data.path=images.zip"]`.
       epochs: passes over the training split.
       seed: of parameters, order and augmentation.
+
+    Raises:
+      ValueError: as `config_file.load`, and for a key that is set here.
     """
+    for key, reason in SET_HERE.items():
+        if any(flag.split("=")[0] == f"--config.{key}" for flag in overrides):
+            raise ValueError(f"--config.{key} cannot be set: {reason}.")
     common = config_file.load(path, overrides)
     common.num_epochs, common.seed = epochs, seed
-    common.log_every_steps = 0  # one record for all steps of an epoch
-    common.eval_every_epochs = common.checkpoint_every_epochs = 1.0
-    common.checkpoint_every_steps = 0
+    common.log_every_steps, common.eval_every_epochs = 0, 1.0
     result = {net: common.copy_and_resolve_references() for net in NETS}
     for net, config in result.items():
         config.model.name = NETS[net]
@@ -103,26 +105,30 @@ def configs(path: str, overrides: Sequence[str], *, epochs: float, seed: int) ->
 
 
 def finish(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Trains to the end, or goes on, then leaves WORKDIR/final.json; done before, it does nothing."""
-    if (workdir / FINAL).exists():
-        return
+    """Trains to the end, or goes on, then leaves WORKDIR/final.json; of one that is done, checks the config."""
     loop.train(config, str(workdir))
-    done = dataclasses.asdict(evaluate_on_training_split(config, str(workdir)))
-    (workdir / FINAL).write_text(json.dumps(done) + "\n")
+    if not (workdir / FINAL).exists():
+        (workdir / FINAL).write_text(json.dumps(measure(config, str(workdir))) + "\n")
 
 
-def evaluate_on_training_split(config: ml_collections.ConfigDict, workdir: str) -> Finished:
-    """The newest checkpoint on the training images as they are, each once, with the running statistics."""
+def measure(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
+    """The newest checkpoint on the training images as they are, each once.
+
+    Returns:
+      `parameters`, `images` of the training and the test split, and `train`, an error in percent.
+    """
     run = experiment.build(config)
-    reading = dataclasses.replace(run, test_data=run.train_data)
     with checkpoint.Checkpointer(workdir) as checkpoints:
         state = checkpoints.restore(run.abstract_state(), run.parallel.state_sharding)
     sums: dict[str, float] = {}
-    with contextlib.closing(experiment.eval_batches(reading)) as batches:
+    with contextlib.closing(experiment.eval_batches(dataclasses.replace(run, test_data=run.train_data))) as batches:
         for batch in batches:
             sums = metrics.merge(sums, run.parallel.eval_step(state, run.parallel.shard(batch)))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    return Finished(parameters, (len(run.train_data), len(run.test_data)), _error(metrics.compute(sums)))
+    return {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "images": (len(run.train_data), len(run.test_data)),
+        "train": _error(metrics.compute(sums)),
+    }
 
 
 def _error(record: Mapping[str, Any]) -> float:
@@ -132,48 +138,54 @@ def _error(record: Mapping[str, Any]) -> float:
 # Reading ------------------------------------------------------------------------------------------------
 
 
+def read(workdir: pathlib.Path, seeds: Sequence[int]) -> tuple[dict[str, list[Curves]], dict[str, Row]]:
+    """Net -> its curves, one a seed, as far as they have come; and net -> its line of the table, of those done."""
+    drawn: dict[str, list[Curves]] = {}
+    table = {}
+    for net in NETS:
+        folders = [folder(workdir, net, seed) for seed in seeds]
+        found = {run: curves(records.read_metrics(str(run))) for run in folders}
+        drawn[net] = [lines for lines in found.values() if lines.epochs]
+        done = [(json.loads((run / FINAL).read_text()), found[run]) for run in folders if (run / FINAL).exists()]
+        if done:
+            table[net] = summary(done)
+    return drawn, table
+
+
 def folder(workdir: pathlib.Path, net: str, seed: int) -> pathlib.Path:
     """Where a net is trained."""
     return workdir / f"{NETS[net]}-seed{seed}"
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> Curves:
-    """Errors from the records of a run that has one of each split an epoch."""
-    train, test = ([row for row in rows if row["split"] == split] for split in ("train", "test"))
-    whole = list(zip(train, test, strict=False))  # a run that is under way may lack the last evaluation
-    return Curves(
-        [row["epoch"] for _, row in whole], [_error(row) for row, _ in whole], [_error(row) for _, row in whole]
-    )
+    """Errors from the records of a run, oldest first; that of training is the mean over the steps of an epoch."""
+    result, start, last, total = Curves([], [], []), 0, 0, 0.0
+    for record in rows:
+        if record["split"] == "train":  # one an epoch, two where a start was told to stop within it
+            total += (record["step"] - last) * _error(record)
+            last = record["step"]
+        else:
+            result.epochs.append(record["epoch"])
+            result.train.append(total / (last - start))
+            result.test.append(_error(record))
+            start, total = last, 0.0
+    return result
 
 
-def read(workdir: pathlib.Path, seeds: Sequence[int]) -> tuple[dict[str, list[Curves]], dict[str, Row]]:
-    """Net -> curves, one a seed; and the lines of the table, of nets that are done."""
-    drawn: dict[str, list[Curves]] = {}
-    table = {}
-    for net in NETS:
-        runs = [folder(workdir, net, seed) for seed in seeds]
-        found = {run: curves(records.read_metrics(str(run))) for run in runs}
-        drawn[net] = [lines for lines in found.values() if lines.epochs]
-        done = [(run / FINAL, lines) for run, lines in found.items() if (run / FINAL).exists()]
-        if done:
-            table[net] = row([(Finished(**json.loads(path.read_text())), lines) for path, lines in done])
-    return drawn, table
-
-
-def row(runs: Sequence[tuple[Finished, Curves]]) -> Row:
-    """The means over the runs of a net."""
-
-    def mean(number: Any) -> float:
-        return statistics.fmean(number(finished, lines) for finished, lines in runs)
-
+def summary(runs: Sequence[tuple[Mapping[str, Any], Curves]]) -> Row:
+    """The line of a net, from what `measure` gave and the curves of each of its runs."""
+    errors = {
+        "training": [final["train"] for final, _ in runs],
+        "augmented": [lines.train[-1] for _, lines in runs],
+        "test": [lines.test[-1] for _, lines in runs],
+        "best test": [min(lines.test) for _, lines in runs],
+    }
+    train, test = (len(runs) * number for number in runs[0][0]["images"])
     return Row(
-        seeds=len(runs),
-        parameters=runs[0][0].parameters,
-        images=(runs[0][0].images[0], runs[0][0].images[1]),
-        train=mean(lambda finished, lines: finished.train),
-        augmented=mean(lambda finished, lines: lines.train[-1]),
-        test=mean(lambda finished, lines: lines.test[-1]),
-        best=mean(lambda finished, lines: min(lines.test)),
+        runs=len(runs),
+        parameters=runs[0][0]["parameters"],
+        images={"training": train, "test": test},
+        errors={column: statistics.fmean(values) for column, values in errors.items()},
     )
 
 
@@ -181,57 +193,66 @@ def row(runs: Sequence[tuple[Finished, Curves]]) -> Row:
 
 
 def describe(table: Mapping[str, Row]) -> list[str]:
-    """The table, the differences between the depths, and a sentence for each."""
-    lines = [
-        f"{'error in %':<22}{'parameters':>10}{'seeds':>7}{'training':>10}{'augmented':>11}{'test':>8}{'best test':>11}"
-    ]
-    for net, one in table.items():
-        numbers = f"{one.train:>10.2f}{one.augmented:>11.2f}{one.test:>8.2f}{one.best:>11.2f}"
-        lines.append(f"{net:<22}{one.parameters:>10,}{one.seeds:>7}{numbers}")
-    pairs = {kind: pair for kind in KINDS if len(pair := _pair(table, kind)) == 2}
+    """The table, the differences between the depths, and what they say, whichever way it went."""
+    columns = ("training", "augmented", "test", "best test")
+    lines = [f"{'error in %':<25}{'parameters':>10}{'seeds':>7}" + "".join(f"{column:>11}" for column in columns)]
+    for net, row in table.items():
+        numbers = "".join(f"{row.errors[column]:>11.2f}" for column in columns)
+        lines.append(f"{net:<25}{row.parameters:>10,}{row.runs:>7}{numbers}")
+    pairs = {kind: (table[f"{kind}-20"], table[f"{kind}-56"]) for kind in PANELS if f"{kind}-56" in table}
     for kind, (shallow, deep) in pairs.items():
-        keys = {"train": ">+10.2f", "augmented": ">+11.2f", "test": ">+8.2f", "best": ">+11.2f"}
-        numbers = "".join(format(getattr(deep, key) - getattr(shallow, key), form) for key, form in keys.items())
-        lines.append(f"{f'{kind}-56 minus {kind}-20':<39}{numbers}")
-    return [*lines, "", *(sentence(kind, *pair) for kind, pair in pairs.items())]
+        numbers = "".join(f"{deep.errors[column] - shallow.errors[column]:>+11.2f}" for column in columns)
+        lines.append(f"{f'{kind}-56 minus {kind}-20':<42}{numbers}")
+    if pairs:
+        lines += ["", *(sentence(kind, *pair) for kind, pair in pairs.items()), *verdict(pairs), NOTE]
+    return lines
 
 
 def sentence(kind: str, shallow: Row, deep: Row) -> str:
-    """What the deeper of two nets did, whichever way it went."""
-    train = _compared(deep.train, shallow.train, shallow.images[0] * shallow.seeds)
-    test = _compared(deep.test, shallow.test, shallow.images[1] * shallow.seeds)
-    verdict = {
-        "higher": "degradation: it cannot even fit what the shallower one fits",
-        "lower": "no degradation: depth helps to fit",
-        "not clearly different": "neither degradation nor gain from depth",
-    }[train.split(" by ")[0]]
-    return f"{kind}-56 against {kind}-20: training error {train}, test error {test}. On the training images, {verdict}."
+    """What more layers did to the errors."""
+    words = {1: "higher", -1: "lower", 0: "not clearly another"}
+    parts = []
+    for split in ("training", "test"):
+        before, after = shallow.errors[split], deep.errors[split]
+        parts.append(f"its {split} error is {words[side(shallow, deep, split)]} ({after:.2f} % against {before:.2f} %)")
+    return f"{kind}-56 beside {kind}-20: {', '.join(parts)}."
 
 
-def _pair(table: Mapping[str, Row], kind: str) -> list[Row]:
-    return [table[net] for net in (f"{kind}-20", f"{kind}-56") if net in table]
+def verdict(pairs: Mapping[str, tuple[Row, Row]]) -> list[str]:
+    """Whether this is what the paper saw: more layers fit the training images worse, unless they are residual."""
+    if len(pairs) < 2:
+        return []
+    plain, residual = (side(*pairs[kind], "training") for kind in PANELS)
+    seen = {1: "fits its training images worse", -1: "fits its training images better", 0: "fits them about as well"}
+    claim = "As in the paper" if (plain, residual) == (1, -1) else "Not quite the paper's picture"
+    return [f"{claim}: with more layers the plain net {seen[plain]}, the residual net {seen[residual]}."]
 
 
-def _compared(deep: float, shallow: float, images: int) -> str:
-    """In words; differences within two standard errors of so many images are not told apart."""
-    error = 2 * math.sqrt(sum(part * (100 - part) for part in (deep, shallow)) / images)
-    difference = deep - shallow
-    side = "not clearly different" if abs(difference) <= error else "higher" if difference > 0 else "lower"
-    return (
-        f"{side} by {abs(difference):.1f} points" if abs(difference) > error else f"{side} ({difference:+.1f} points)"
-    )
+def side(shallow: Row, deep: Row, split: str) -> int:
+    """1: the deeper net's error is higher; -1: lower; 0: they are within two standard errors of so many images."""
+    errors = [row.errors[split] for row in (shallow, deep)]
+    apart = errors[1] - errors[0]
+    noise = 2 * math.sqrt(sum(error * (100 - error) for error in errors) / shallow.images[split])
+    return 0 if abs(apart) <= noise else 1 if apart > 0 else -1
 
 
 def draw(drawn: Mapping[str, Sequence[Curves]], path: pathlib.Path) -> None:
-    """Draws a panel of plain and one of residual nets: training dashed and thin, test bold, a line a seed."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    for axes, kind in zip(figure.subplots(1, 2, sharey=True), KINDS, strict=True):
+    """Draws a panel of plain and one of residual nets: training thin and dashed, test bold; each seed a line."""
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    for axes, (kind, title) in zip(figure.subplots(1, 2, sharey=True), PANELS.items(), strict=True):
         for depth, colour in COLOURS.items():
             net = f"{kind}-{depth}"
-            for lines in drawn.get(net, ()):
-                axes.plot(lines.epochs, lines.train, color=colour, lw=1.2, ls="--")
-                axes.plot(lines.epochs, lines.test, color=colour, lw=2.5)
-        axes.set(title=kind, xlabel="epoch")
+            for number, lines in enumerate(drawn.get(net, ())):
+                labels = (f"{net}, test", f"{net}, training") if number == 0 else (None, None)
+                axes.plot(lines.epochs, lines.test, color=colour, lw=2.6, label=labels[0])
+                axes.plot(lines.epochs, lines.train, color=colour, lw=1.2, ls="--", label=labels[1])
+        axes.set(title=title, xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_tick_params(labelleft=True)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(frameon=False)
+    figure.axes[0].set_ylabel("error (%)")
     figure.savefig(path, format="png", dpi=120)
 
 
@@ -241,14 +262,13 @@ def draw(drawn: Mapping[str, Sequence[Curves]], path: pathlib.Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains, draws, prints."""
     parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="a folder a net, the figure")
-    parser.add_argument("--config", default=str(RECIPE), help="the recipe; keys are set by --config.KEY=VALUE")
-    parser.add_argument("--epochs", type=float, default=8.0)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run of each net for each of them")
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="where the nets and the figure go")
+    parser.add_argument("--config", default=str(RECIPE), help="the recipe; its keys are set by --config.KEY=VALUE")
+    parser.add_argument("--epochs", type=float, default=8.0, help="of each net")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="each trains the four nets anew")
     arguments, overrides = parser.parse_known_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("resnet_jax").setLevel(logging.INFO)
     for seed in arguments.seeds:
         for net, config in configs(arguments.config, overrides, epochs=arguments.epochs, seed=seed).items():
@@ -258,8 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 sys.exit(f"degradation.py: {error}")
             drawn, table = read(arguments.workdir, arguments.seeds)
             draw(drawn, arguments.workdir / FIGURE)
-            print("\n".join(["", *describe(table)]), flush=True)
-    print(f"figure  {arguments.workdir / FIGURE}")
+            print("", *describe(table), f"figure: {arguments.workdir / FIGURE}", sep="\n", flush=True)
 
 
 if __name__ == "__main__":
