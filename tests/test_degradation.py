@@ -155,13 +155,14 @@ def test_the_figure_has_a_panel_a_kind_on_one_scale(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(degradation.Figure, "savefig", lambda figure, *unused, **options: figures.append(figure))
     one, other = degradation.curves(RECORDS), degradation.curves(RECORDS[:4])
-    degradation.draw({PLAIN_20: [one, other], PLAIN_56: [one], RESNET_20: [one], RESNET_56: []}, tmp_path / "x.png")
+    low = degradation.Curves([1.0, 2.0], [12.0, 6.0], [10.0, 5.0])
+    degradation.draw({PLAIN_20: [one, other], PLAIN_56: [one], RESNET_20: [low], RESNET_56: []}, tmp_path / "x.png")
     plain, residual = figures[0].axes
     assert plain.get_title() == "plain nets"
     assert [text.get_text() for text in plain.get_legend().get_texts()] == [
         "plain-20, test", "plain-20, training", "plain-56, test", "plain-56, training",
     ]  # fmt: skip
-    assert [list(line.get_ydata()) for line in residual.lines] == [one.test, one.train]
+    assert [list(line.get_ydata()) for line in residual.lines] == [low.test, low.train]
     assert [len(line.get_xdata()) for line in plain.lines] == [3, 3, 2, 2, 3, 3]
     assert plain.get_ylim() == residual.get_ylim()
 
@@ -174,22 +175,29 @@ def test_the_figure_of_a_run_that_has_only_begun_is_a_picture(tmp_path):
 # The command
 
 
-def test_the_command_trains_draws_and_goes_on(tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_the_command_trains_measures_draws_and_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(degradation, "NETS", {PLAIN_20: "test_resnet"})
-    data = {"name": "synthetic", "num_examples": 64, "image_size": 16, "mean": "(0.5,0.5,0.5)", "std": "(0.2,0.2,0.2)"}
-    flags = [f"--config.data.{key}={value}" for key, value in data.items()]
-    command = [f"--workdir={tmp_path}", "--config.batch_size=32", "--seeds", "0", "1", *flags]
+    data = {
+        "name": "synthetic",
+        "num_examples": 64,
+        "image_size": 16,
+        "mean": "(0.5,0.5,0.5)",
+        "std": "(0.25,0.25,0.25)",
+    }
+    command = [f"--workdir={tmp_path}", "--config.batch_size=32", *(f"--config.data.{k}={v}" for k, v in data.items())]
     degradation.main([*command, "--epochs=2"])
-    files = [*tmp_path.glob("*/metrics.jsonl"), *tmp_path.glob("*/final.json")]
-    assert len(files) == 4
-    left, printed = [file.read_bytes() for file in files], capsys.readouterr().out
+    run = degradation.folder(tmp_path, PLAIN_20, 0)
+    left, printed = (run / "metrics.jsonl").read_bytes(), capsys.readouterr().out
     assert (tmp_path / degradation.FIGURE).read_bytes().startswith(PNG)
-    table = printed.strip().splitlines()[-3:-1]
-    assert table[0].split()[-5:] == ["training", "augmented", "test", "best", "test"]
+    table = printed.strip().splitlines()[:2]
     assert table[1].split()[0] == PLAIN_20
-    assert table[1].split()[2] == "2"  # seeds
+    final = json.loads((run / degradation.FINAL).read_text())
+    assert final["images"] == [64, 64]
+    assert 0 <= final["train"] <= 100
+    assert final["train"] * 64 / 100 == pytest.approx(round(final["train"] * 64 / 100))  # whole images
     degradation.main([*command, "--epochs=2"])
-    assert [file.read_bytes() for file in files] == left
-    assert capsys.readouterr().out.strip().splitlines()[-3:-1] == table
+    assert (run / "metrics.jsonl").read_bytes() == left
+    assert capsys.readouterr().out.strip().splitlines()[:2] == table
     with pytest.raises(ValueError, match="num_epochs"):
         degradation.main([*command, "--epochs=3"])
