@@ -173,24 +173,24 @@ def split_of_time(files: list[bytes], rounds: int) -> dict[str, float]:
     whole = pipeline.train_batches(dataset, batch_size=BATCH, transform=transform, seed=0, num_threads=0)
     best: dict[str, float] = {}
     for round_ in range(rounds):
-        marks: dict[str, float] = dict.fromkeys(
-            ("header, window", "damage, cutting", "decoding", "resizing, mirroring"), 0
-        )
-        for index in range(BATCH):
-            data = files[index % len(files)]
-            begin = time.thread_time()
+        marks, chosen = dict.fromkeys(("header, window", "damage, cutting", "decoding", "resizing, mirroring"), 0.0), []
+        begin = time.thread_time()
+        for index in range(BATCH):  # together, as the pipeline does it
             rng = np.random.default_rng((round_, index))
-            header = opencv.read_header(data, 3)
+            header = opencv.read_header(files[index % len(files)], 3)
             assert header is not None, "the files are plain JPEGs"
-            window = augment.sample_window(header.height, header.width, rng)
-            read = time.thread_time()
+            chosen.append((rng, header, augment.sample_window(header.height, header.width, rng)))
+        marks["header, window"] = time.thread_time() - begin
+        for index, (rng, header, window) in enumerate(chosen):
+            data, begin = files[index % len(files)], time.thread_time()
             jpeg.cut(data, header, window[0] + window[2])
             cut = time.thread_time()
             pixels = opencv.decode_window(data, header, window, SIZE, 3)
             decoded = time.thread_time()
             transform.finish(pixels, rng)
-            times = (read - begin, cut - read, decoded - cut - (cut - read), time.thread_time() - decoded)
-            marks = {name: marks[name] + spent for name, spent in zip(marks, times, strict=True)}
+            marks["damage, cutting"] += cut - begin
+            marks["decoding"] += decoded - cut - (cut - begin)
+            marks["resizing, mirroring"] += time.thread_time() - decoded
         begin = time.thread_time()
         next(whole)
         marks["in all, with batching"] = time.thread_time() - begin

@@ -175,7 +175,31 @@ def test_rows_survive_pickling(repeats):
     rows = pipeline._Rows(
         synthetic(), shuffled, host, 5, pipeline.functools.partial(pipeline._augment, AUGMENT, 0), "refuse"
     )
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(rows))[7]["image"], rows[7]["image"])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(rows)).batch(1)["image"], rows.batch(1)["image"])
+
+
+class Varied:
+    """A transform that gives rows of two shapes, or of two types."""
+
+    def __init__(self, other):
+        self.other = other
+
+    def __call__(self, image, rng):
+        return self.other if image[0, 0, 0] == 2 else image
+
+
+@pytest.mark.parametrize("other", [np.zeros((1, 8, 1), np.uint8), np.zeros((8, 8, 1), np.float32)])
+def test_rows_that_are_not_alike_are_refused_and_not_stretched(other):
+    with pytest.raises(ValueError, match=r"an image of shape \(., 8, 1\) and type .*, and before it, .* must be alike"):
+        take(1, numbered(3), transform=Varied(other), num_threads=0)
+
+
+@pytest.mark.parametrize("group", [1, 3, 1000])
+def test_the_rows_that_are_begun_together_do_not_change_the_batches(group, monkeypatch):
+    expected = take(3, batch_size=40)
+    assert pipeline.GROUP not in (1, 3, 1000)
+    monkeypatch.setattr(pipeline, "GROUP", group)
+    assert_same(take(3, batch_size=40), expected)
 
 
 # Evaluation
@@ -227,6 +251,28 @@ def test_an_unreadable_image_is_skipped_counted_and_named_once(caplog):
     (batch,) = take(1, dataset, batch_size=12, on_error="skip")
     assert 12 - batch["mask"].sum() == 2
     assert not batch["image"][batch["mask"] == 0].any()
+
+
+class Unread(Numbered):
+    """The images in `broken` fail when they are read, not when they are decoded."""
+
+    def __getitem__(self, index):
+        if index in self.broken:
+            raise transforms.UnreadableImage("reading failed")
+        return super().__getitem__(index)
+
+
+def test_an_image_that_fails_on_reading_is_named_in_its_turn(caplog):
+    pipeline._warned.clear()
+    dataset = dataclasses.replace(numbered(12), source=Unread(12, (2, 7)))
+    mask = np.concatenate([batch["mask"] for batch in take_all(dataset, 6, on_error="skip", num_threads=0)])
+    np.testing.assert_array_equal(np.flatnonzero(mask == 0), [2, 7])
+    assert [record.getMessage().split(";")[0] for record in caplog.records] == [
+        "numbered/2.png: reading failed",
+        "numbered/7.png: reading failed",
+    ]
+    with pytest.raises(transforms.UnreadableImage, match=r"numbered/2\.png: reading failed\. Repair or remove it"):
+        take_all(dataset, 12)
 
 
 class WithALine(Numbered):

@@ -107,13 +107,15 @@ def cut(data: bytes, header: Header, bottom: int) -> tuple[bytes, int]:
     if _has_markers(data, start, end + 1):
         rows, end = header.height, _end_of_scan(data, start)
     at = header.height_at
-    return b"".join((data[:at], rows.to_bytes(2, "big"), data[at + 2 : end], PADDING)), rows
+    return b"".join((data[:at], rows.to_bytes(2, "big"), memoryview(data)[at + 2 : end], PADDING)), rows
 
 
 def _has_markers(data: bytes, start: int, end: int) -> bool:
     """Whether an 0xff is followed by anything but 0. In NumPy, as `bytes.find` and `re` take many times as long."""
     pixels = np.frombuffer(data, np.uint8)[start:end]
-    return bool(((pixels[:-1] == 0xFF) & (pixels[1:] != 0)).any())
+    found = pixels[:-1] == 0xFF
+    found &= pixels[1:] != 0
+    return bool(found.any())
 
 
 def _end_of_scan(data: bytes, start: int) -> int:

@@ -152,13 +152,17 @@ class TrainTransform:
         Raises:
           UnreadableImage: not an image, or not all of one.
         """
+        return self.begin_encoded(data, channels, rng)()
+
+    def begin_encoded(self, data: bytes, channels: int, rng: np.random.Generator) -> Callable[[], ImageArray]:
+        """`from_encoded` in two parts: reads the header and draws the window; the call of the result does the rest."""
         header = None
         if self.crop == "resized" and self.decoder == "opencv":
             header = opencv.read_header(data, channels)
         if header is None:
-            return self(images.decode(data, channels), rng)
+            return lambda: self(images.decode(data, channels), rng)
         window = sample_window(header.height, header.width, rng, self.crop_scale)
-        return self.finish(opencv.decode_window(data, header, window, self.image_size, channels), rng)
+        return lambda: self.finish(opencv.decode_window(data, header, window, self.image_size, channels), rng)
 
     def finish(self, window: ImageArray, rng: np.random.Generator) -> ImageArray:
         """A window, resized, perhaps mirrored, and changed."""
