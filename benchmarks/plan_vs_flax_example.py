@@ -127,21 +127,32 @@ def main() -> None:
     arguments = parser.parse_args()
     devices = chips.slice_devices(arguments.topology)
     stage_sizes = tuple(map(int, arguments.stage_sizes.split(",")))
-    found = {}
-    print(f"{'':<9}{'GB':>8}{'GB in HBM':>11}{'GiB peak':>10}{'TFLOP':>8}  collectives")
+    measured = {}
+    print(f"{'':<9}{'GB':>8}{'computing':>11}{'copying':>9}{'in HBM':>8}{'GiB peak':>10}{'TFLOP':>8}  collectives")
     for name, build in {"example": compile_example, "ours": compile_ours}.items():
         start = time.perf_counter()
         compiled = build(devices, arguments.batch_per_chip, arguments.image_size, stage_sizes)
-        cost, text = compiled.cost_analysis(), compiled.as_text()
-        found[name] = [cost["bytes accessed"] / 1e9, hlo.main_memory_bytes(text) / 1e9]
-        peak = compiled.memory_analysis().peak_memory_in_bytes / GIB
-        exchanged = ", ".join(f"{c.count} {kind} ({c.bytes / 1e6:.1f} MB)" for kind, c in hlo.collectives(text).items())
-        print(
-            f"{name:<9}{found[name][0]:>8.3f}{found[name][1]:>11.3f}{peak:>10.3f}{cost['flops'] / 1e12:>8.3f}  ", end=""
-        )
-        print(f"{exchanged}  [{time.perf_counter() - start:.0f} s]", flush=True)
-    ratios = [ours / theirs for ours, theirs in zip(found["ours"], found["example"], strict=True)]
-    print(f"{'ratio':<9}{ratios[0]:>8.4f}{ratios[1]:>11.4f}")
+        measured[name] = _gigabytes(compiled)
+        print(f"{_row(name, measured[name])}{_rest(compiled)}  [{time.perf_counter() - start:.0f} s]", flush=True)
+    print(_row("ratio", [ours / theirs for ours, theirs in zip(measured["ours"], measured["example"], strict=True)]))
+
+
+def _gigabytes(compiled: Any) -> list[float]:
+    """The compiler's own count, and ours."""
+    traffic = hlo.traffic(compiled.as_text())
+    counts = (compiled.cost_analysis()["bytes accessed"], traffic.computing, traffic.copying, traffic.main_memory)
+    return [count / 1e9 for count in counts]
+
+
+def _row(name: str, values: list[float]) -> str:
+    return f"{name:<9}" + "".join(f"{value:>{width}.4f}" for value, width in zip(values, (8, 11, 9, 8), strict=True))
+
+
+def _rest(compiled: Any) -> str:
+    collectives = hlo.collectives(compiled.as_text()).items()
+    exchanged = ", ".join(f"{found.count} {kind} ({found.bytes / 1e6:.1f} MB)" for kind, found in collectives)
+    peak = compiled.memory_analysis().peak_memory_in_bytes / GIB
+    return f"{peak:>10.3f}{compiled.cost_analysis()['flops'] / 1e12:>8.3f}  {exchanged}"
 
 
 if __name__ == "__main__":

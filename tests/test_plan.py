@@ -74,7 +74,12 @@ ENTRY %main (a: f32[100], b: bf16[8,128]) -> f32[100] {
   %all-gather-done.1 = f32[400]{0} all-gather-done(%all-gather-start.1)
   %t = (s32[], bf16[8,128]{1,0}) tuple(%a, %b)
   %loop = (s32[], bf16[8,128]{1,0}) while(%t), body=%body, backend_config={"known_trip_count":{"n":"5"}}
-  ROOT %r = f32[100]{0:T(128)} add(%g, %a)
+  %slice-start.1 = ((f32[100]{0:T(128)}), f32[60]{0:T(128)S(1)}, s32[]{:S(2)}) slice-start(%g), slice={[0:60]}
+  %slice-done.1 = f32[60]{0:T(128)S(1)} slice-done(%slice-start.1)
+  %slice-start.2 = ((f32[100]{0:T(128)}), f32[40]{0:T(128)S(1)}, s32[]{:S(2)}) slice-start(%g), slice={[60:100]}
+  %slice-done.2 = f32[40]{0:T(128)S(1)} slice-done(%slice-start.2)
+  %p = f32[100]{0:T(128)S(1)} custom-call(%slice-done.1, %slice-done.2), custom_call_target="ConcatBitcast"
+  ROOT %r = f32[100]{0:T(128)} add(%p, %a)
 }
 """
 
@@ -86,10 +91,15 @@ def test_collectives_are_counted_with_the_bytes_of_their_results():
     }
 
 
-def test_what_moves_inside_the_chip_is_no_traffic_to_its_memory():
-    moved, negated, reduced, gathered, added = 400, 400, 2 * 400, 400 + 400 + 1600, 3 * 400
+def test_bytes_are_told_apart_by_what_moves_them_and_where():
+    negated, reduced, gathered, added = 400, 2 * 400, 400 + 400 + 1600, 2 * 400
     loop = 5 * 2 * 8 * 128  # each time around %v is read; %w stays in the chip
-    assert hlo.main_memory_bytes(PROGRAM) == moved + negated + reduced + gathered + added + loop
+    copied = 400 + 240 + 160  # %a whole and %g in two pieces, whose join %p moves nothing
+    assert hlo.traffic(PROGRAM) == hlo.Traffic(
+        main_memory=copied + negated + reduced + gathered + added + loop,
+        computing=2 * negated + reduced + 3 + gathered + added + 400 + 2 * loop,
+        copying=2 * copied,
+    )
 
 
 def test_what_the_compiler_computes_twice_is_counted():

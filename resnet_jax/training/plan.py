@@ -82,7 +82,7 @@ def analyse(experiment: Experiment) -> Analysis:
         num_steps=experiment.num_steps,
         flops=cost.get("flops", 0.0),
         bytes_accessed=cost.get("bytes accessed", 0.0),
-        memory_bytes=hlo.main_memory_bytes(text),
+        memory_bytes=hlo.traffic(text).main_memory,
         peak_bytes=_peak(memory),
         argument_bytes=memory.argument_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
