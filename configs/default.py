@@ -47,6 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.path = ""  # of an image folder or a zip of one: PATH/{train,test}/CLASS/*.jpg
     config.data.data_dir = ""  # where TFDS keeps prepared data; "": ~/tensorflow_datasets
     config.data.num_examples = 1024  # "synthetic" only: size of each split
+    config.data.held_out = 0  # so many training images, the last ones, are tested on instead of the test split
     config.data.image_size = 8  # pixels, height and width
     # Smaller training images at the start: sizes that rise to image_size, and the epoch up to which each is in use.
     config.data.early_sizes = ()  # pixels
@@ -99,15 +100,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.label_smoothing = 0.0  # probability taken from the true class
 
     config.schedule = ml_collections.ConfigDict()
-    config.schedule.name = "cosine"  # "cosine", "step", "constant"
+    config.schedule.name = "cosine"  # "cosine", "linear" (down to the end), "step", "constant"
     config.schedule.per_epoch = False  # True: the rate changes at the start of each epoch, and no step between
     config.schedule.warmup_epochs = 1.0  # linear
     # Share of the rate in the very first step, as PyTorch's LinearLR has it; None: that of one step of the warm-up.
     config.schedule.warmup_start = placeholder(float)
     config.schedule.under_warmup = (
-        False  # "cosine" only; True: it falls from the start, unseen under the warm-up (timm)
+        False  # "cosine", "linear"; True: it falls from the start, unseen under the warm-up (timm)
     )
-    config.schedule.final_rate = 0.0  # "cosine" only: where it ends
+    config.schedule.final_rate = 0.0  # "cosine" and "linear": where it ends
     config.schedule.boundaries = (0.0,)  # "step" only: epochs after which the rate is multiplied by `factor`
     config.schedule.factor = 0.1  # "step" only
 

@@ -167,3 +167,14 @@ def test_a_norm_with_statistics_and_no_mode_cannot_be_frozen():
 
     with pytest.raises(ValueError, match="Wrapped has batch statistics but no field use_running_average"):
         Outer().init(jax.random.key(0), jnp.ones((2, 4)))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_mean_of_a_d_shortcut_is_right_for_many_images_of_few_pixels(size):
+    """XLA on CPU sums up wrong numbers in windows that reach over the edge of so small a map."""
+    x = np.random.default_rng(0).normal(size=(32, size, size, 192)).astype(np.float32)
+    starts = range(0, size, 2)
+    expected = [[x[:, i : i + 2, j : j + 2].mean((1, 2)) for j in starts] for i in starts]
+    np.testing.assert_allclose(
+        layers.avg_pool2x2_ceil(jnp.asarray(x), 2), np.moveaxis(np.array(expected), 2, 0), rtol=1e-5, atol=1e-6
+    )

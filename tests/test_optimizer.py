@@ -26,10 +26,17 @@ def test_step_schedule_counts_boundaries_from_the_start_of_the_run():
     assert [float(schedule(t)) for t in range(9)] == pytest.approx([0.5, 1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
 
 
+def test_linear_equals_the_interpolation_of_ffcv():
+    """Up to the whole rate at step 4, from a ten-thousandth of it, and down to 0 at step 12."""
+    schedule = create_schedule("linear", learning_rate=1.7, num_steps=12, warmup_steps=4, warmup_start=1e-4)
+    expected = np.interp(np.arange(13), [0, 4, 12], [1.7e-4, 1.7, 0.0])
+    np.testing.assert_allclose([float(schedule(step)) for step in range(13)], expected, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "said"),
     [
-        ({"name": "linear"}, "unknown schedule 'linear'.*cosine"),
+        ({"name": "poly"}, "unknown schedule 'poly'.*cosine"),
         ({"name": "cosine", "warmup_steps": 10}, "warm-up of 10 steps does not fit a run of 10"),
         ({"name": "step", "boundaries": (10,)}, r"boundaries \(10,\) must lie between"),
     ],

@@ -14,7 +14,7 @@ REFUSED = [
     ({"optimizer.momentum": 0.0}, r"config.optimizer.nesterov=True needs config.optimizer.momentum above 0"),
     ({"optimizer.betas": (0.9, 1.0)}, r"config.optimizer.betas=\(0.9, 1.0\) must be two numbers in \[0, 1\)"),
     ({"optimizer.label_smoothing": 1.0}, r"config.optimizer.label_smoothing=1.0 is a probability"),
-    ({"schedule.name": "linear"}, r"unknown config.schedule.name='linear': give one of constant, cosine, step"),
+    ({"schedule.name": "poly"}, r"unknown config.schedule.name='poly': give one of constant, cosine, linear, step"),
     ({"schedule.warmup_epochs": 2.0}, r"config.schedule.warmup_epochs=2.0 is not shorter than config.num_epochs=2.0"),
     (
         {"schedule.warmup_start": 4.0},
@@ -22,7 +22,7 @@ REFUSED = [
     ),
     (
         {"schedule.name": "constant", "schedule.final_rate": 0.1},
-        r"config.schedule.final_rate=0.1 is of 'cosine' alone, but config.schedule.name='constant'",
+        r"config.schedule.final_rate=0.1 is of 'cosine' and 'linear' alone, but config.schedule.name='constant'",
     ),
     (
         {"schedule.per_epoch": True, "schedule.warmup_epochs": 0.5},

@@ -69,6 +69,37 @@ def facts(train: Dataset, test: Dataset) -> Facts:
     return Facts(len(train), len(test), train.num_classes, train.channels)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Some examples of a source, in their order."""
+
+    whole: Source
+    indices: range
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.whole[self.indices[index]]
+
+    def origin(self, index: int) -> str:
+        return self.whole.origin(self.indices[index])
+
+
+def hold_out(train: Dataset, count: int) -> tuple[Dataset, Dataset]:
+    """The training split without its last `count` examples, and those, to test on instead of the test split.
+
+    Raises:
+      ValueError: nothing would be left of one of them.
+    """
+    if not 0 < count < len(train):
+        raise ValueError(f"{count} examples cannot be held out of the {len(train)} that {train.name!r} trains on.")
+    first = len(train) - count
+    parts = (range(first), range(first, len(train)))
+    kept, held = (dataclasses.replace(train, source=_Part(train.source, part)) for part in parts)
+    return kept, dataclasses.replace(held, split="held out")
+
+
 FINGERPRINTED = 16  # examples of each split
 
 

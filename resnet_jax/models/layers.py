@@ -73,9 +73,11 @@ def avg_pool2x2_ceil(x: Array, stride: int) -> Array:
     With stride 2 the window at an odd edge averages the real pixels alone; with stride 1 (a dilated stage) one row and
     one column of zeros are padded at the end and count, as timm does it.
     """
-    padding = [(0, 1 if stride == 1 else x.shape[axis] % 2) for axis in (-3, -2)]
-    y = nn.avg_pool(x, (2, 2), strides=(stride, stride), padding=padding, count_include_pad=stride == 1)
-    return y.astype(x.dtype)  # the counts at the edge are float32
+    # An odd edge twice is the same mean. Windows that reach over the edge would do, too, but XLA on CPU (JAX 0.10.2 and
+    # 0.12.0) sums up wrong numbers there, where a map is one pixel and batch and channels are many.
+    extra = [(0, 1 if stride == 1 else x.shape[axis] % 2) for axis in (-3, -2)]
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [*extra, (0, 0)], mode="constant" if stride == 1 else "edge")
+    return nn.avg_pool(x, (2, 2), strides=(stride, stride))
 
 
 # Anti-aliasing: what takes the stride over from a convolution or a max-pool. (x, stride) -> x.

@@ -80,7 +80,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
     Raises:
       ValueError: keys that contradict each other, the data, or the devices; the message names both sides.
     """
-    train_data, test_data = (_open(config, split) for split in ("train", "test"))
+    train_data, test_data = _open(config)
     experiment = design(config, datasets.facts(train_data, test_data))
     found, wanted = datasets.fingerprint(train_data, test_data), experiment.config.data.fingerprint
     if wanted not in ("", found):
@@ -156,16 +156,20 @@ def eval_batches(run: Run) -> Any:
     )
 
 
-def _open(config: ml_collections.ConfigDict, split: str) -> datasets.Dataset:
+def _open(config: ml_collections.ConfigDict) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """What is trained and what is tested on."""
     data = config.data
-    return datasets.open_dataset(
-        data.name,
-        split,
-        path=data.path,
-        data_dir=data.data_dir,
-        image_size=data.image_size,
-        num_examples=data.num_examples,
-    )
+    options = {key: data[key] for key in ("path", "data_dir", "image_size", "num_examples")}
+
+    def open_split(split: str) -> datasets.Dataset:
+        return datasets.open_dataset(data.name, split, **options)
+
+    if not data.held_out:
+        return open_split("train"), open_split("test")
+    try:
+        return datasets.hold_out(open_split("train"), data.held_out)
+    except ValueError as error:
+        raise ValueError(f"config.data.held_out={data.held_out}: {error}") from error
 
 
 def data_facts(config: ml_collections.ConfigDict) -> datasets.Facts:
@@ -176,9 +180,10 @@ def data_facts(config: ml_collections.ConfigDict) -> datasets.Facts:
     """
     name = config.data.name.removeprefix(datasets.TFDS_PREFIX)
     if name in datasets.STOCK:
-        return datasets.STOCK[name]
+        facts, held_out = datasets.STOCK[name], config.data.held_out
+        return dataclasses.replace(facts, num_train=facts.num_train - held_out, num_test=held_out or facts.num_test)
     try:
-        return datasets.facts(_open(config, "train"), _open(config, "test"))
+        return datasets.facts(*_open(config))
     except (OSError, ImportError) as error:
         raise ValueError(
             f"how many images and classes has {config.data.name!r}? It cannot be opened: {error} Without data it can "

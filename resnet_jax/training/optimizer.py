@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-SCHEDULES = ("constant", "cosine", "step")
+SCHEDULES = ("constant", "cosine", "linear", "step")
+FALLING = ("cosine", "linear")  # to `final_rate`, at the last step
 OPTIMIZERS = ("adamw", "lamb", "sgd")
 
 
@@ -24,10 +25,11 @@ def create_schedule(
     under_warmup: bool = False,
     hold: int = 1,
 ) -> optax.Schedule:
-    """Learning rate at each step: a linear warm-up, then "cosine", "step" or "constant".
+    """Learning rate at each step: a linear warm-up, then "cosine", "linear", "step" or "constant".
 
     Args:
-      name: "cosine" (Loshchilov & Hutter 2016, one half period), "step" (He et al. 2015, section 3.4), "constant".
+      name: "cosine" (Loshchilov & Hutter 2016, one half period), "linear" (down to the end), "step"
+        (He et al. 2015, section 3.4), "constant".
       learning_rate: the highest rate.
       num_steps: length of the run, warm-up included.
       warmup_steps: length of the warm-up (Goyal et al. 2017, section 2.2).
@@ -36,9 +38,9 @@ def create_schedule(
         step of the warm-up has the whole rate.
       boundaries: steps, counted from the start of the run, at which "step" multiplies the rate by `factor`.
       factor: see `boundaries`.
-      final_rate: where "cosine" ends.
-      under_warmup: "cosine" falls from step 0 on, and the warm-up hides its beginning, as in timm; by default it starts
-        after the warm-up, as in torchvision.
+      final_rate: where "cosine" and "linear" end.
+      under_warmup: they fall from step 0 on, and the warm-up hides their beginning, as in timm; by default they
+        start after the warm-up, as in torchvision.
       hold: real steps to each step of all of the above: those of an epoch, where the rate changes once an epoch.
 
     Raises:
@@ -54,8 +56,13 @@ def create_schedule(
             f"and the end of the run (step {num_steps})."
         )
     begin = 0 if under_warmup else warmup_steps
+
+    def falling(shape: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+        return lambda t: final_rate + (learning_rate - final_rate) * shape((t - begin) / (num_steps - begin))
+
     after = {
-        "cosine": lambda t: final_rate + (learning_rate - final_rate) * _half_cosine((t - begin) / (num_steps - begin)),
+        "cosine": falling(_half_cosine),
+        "linear": falling(lambda progress: 1 - jnp.clip(progress, 0, 1)),
         "step": optax.piecewise_constant_schedule(learning_rate, dict.fromkeys(boundaries, factor)),
         "constant": optax.constant_schedule(learning_rate),
     }[name]

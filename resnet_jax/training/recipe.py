@@ -153,9 +153,9 @@ def _check_schedule(config: ml_collections.ConfigDict) -> None:
             f"{config.optimizer.learning_rate}, in [0, 1]; None: that of one step."
         )
     for key in ("under_warmup", "final_rate"):
-        if schedule[key] and schedule.name != "cosine":
+        if schedule[key] and schedule.name not in optimizer.FALLING:
             raise ValueError(
-                f"config.schedule.{key}={schedule[key]} is of 'cosine' alone, but config.schedule.name="
+                f"config.schedule.{key}={schedule[key]} is of 'cosine' and 'linear' alone, but config.schedule.name="
                 f"{schedule.name!r}: leave one of them out."
             )
     epochs = {"num_epochs": config.num_epochs, "schedule.warmup_epochs": schedule.warmup_epochs}
