@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.models import variants
-from resnet_jax.training import checkpoint, experiment, initial
+from resnet_jax.training import checkpoint, experiment, initial, loop, workdirs
 from resnet_jax.weights import convert, download, formats
 from resnet_jax.weights.errors import ConversionError
 from test_loop import TINY, equal, tiny_config
@@ -169,3 +169,14 @@ def test_variables_without_a_model_are_those_with_it(name, fields):
     assert equal(convert.without_model(convert.to_torch(model, expected)), expected)
     with pytest.raises(ConversionError, match=r"conv1.gain, with 1 axes, is no tensor of a ResNet; theirs end in weig"):
         convert.without_model(convert.to_torch(model, expected) | {"conv1.gain": np.ones(3)})
+
+
+def test_weights_that_are_refused_do_not_bind_the_workdir(tmp_path):
+    """The corrected command is not told that the workdir belongs to another run."""
+    source = saved(tmp_path / "old", num_classes=7)
+    for bad in (source, str(tmp_path / "missing.pth")):
+        with pytest.raises((ValueError, OSError)):
+            loop.train(tiny_config(init_from=bad), str(tmp_path / "run"))
+        assert not (tmp_path / "run" / workdirs.CONFIG).exists()
+    with pytest.raises(ValueError, match="fc"):
+        loop.dry_run(tiny_config(init_from=source))

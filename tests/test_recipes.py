@@ -5,8 +5,10 @@ are not augmented: that is tested elsewhere, image by image.
 """
 
 import functools
+import importlib
 
 import jax
+import ml_collections
 import numpy as np
 import optax
 import pytest
@@ -61,6 +63,21 @@ def recipe_config(name):
     recipe.check(config, rows=8)
     return config
 
+
+FILES = {"torchvision_v2": "torchvision_v2", "a3": "a3", "goyal": ""}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_config_file_is_the_recipe_that_is_proven_here(name):
+    """But for what counts epochs: the runs here are shorter."""
+    file = importlib.import_module("_".join(["configs.imagenet_resnet50", *filter(None, [FILES[name]])]))
+    config = ml_collections.ConfigDict(file.get_config().copy_and_resolve_references())
+    flat = {key: value for key, value in RECIPES[name].items() if key.rpartition(".")[2] not in EPOCHS_OR_STEPS}
+    found = {key: functools.reduce(lambda node, part: node[part], key.split("."), config) for key in flat}
+    assert found == pytest.approx(flat)
+
+
+EPOCHS_OR_STEPS = ("warmup_epochs", "boundaries", "decay", "every_steps", "copy_epochs")
 
 # The same recipes, of the parts of PyTorch, torchvision and timm that the original scripts put together -----------
 

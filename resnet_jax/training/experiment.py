@@ -40,10 +40,15 @@ class Experiment:
         create = jax.jit(self._create, out_shardings=self.parallel.state_sharding)
         if not self.config.init_from:
             return create()
-        loaded, wanted = self._load(), self.abstract_state().variables
+        loaded, wanted = self.load_initial(), self.abstract_state().variables
         return create(jax.tree.map(lambda leaf, like: np.asarray(leaf, like.dtype), loaded, wanted))
 
-    def _load(self) -> Any:
+    def load_initial(self) -> Any:
+        """The variables that `config.init_from` names, fitted to the model.
+
+        Raises:
+          ValueError, OSError: they cannot be had, or do not fit.
+        """
         config = self.config
         return initial.load(
             config.init_from,

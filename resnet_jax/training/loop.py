@@ -48,6 +48,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
 
 
 def _train(run: experiment.Run, workdir: str) -> dict[str, Any]:
+    if run.config.init_from and not (epath.Path(workdir) / workdirs.CONFIG).exists():
+        run.load_initial()  # weights that do not fit must not bind the workdir to a config that names them
     workdirs.claim(workdir, run.config, writes=hosts.is_first())
     _check_shared(workdir)
     scores: dict[int, float] = {}  # step -> test accuracy
@@ -119,6 +121,8 @@ def dry_run(config: ml_collections.ConfigDict) -> list[str]:
     _check_hosts(run)
     with contextlib.closing(experiment.train_batches(run, 0)) as batches:
         batch = next(batches)
+    if run.config.init_from:
+        run.load_initial()
     return [
         f"data         {run.config.data.name}: {run.facts.num_train:,} images to train on, {run.facts.num_test:,} to "
         f"test on, {run.facts.num_classes} classes; fingerprint {run.config.data.fingerprint}",
