@@ -18,7 +18,7 @@ from resnet_jax.data.transforms import Preprocessing
 from resnet_jax.models.resnet import ResNet
 
 # (source, name of the network or None, number of classes or None) -> model and variables.
-Read = Callable[[str, str | None, int | None], tuple[ResNet, dict[str, Any]]]
+Read = Callable[..., tuple[ResNet, dict[str, Any]]]  # source, name of the network, classes; ema=: the moving average
 IMAGENET = Preprocessing(224, 256, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -79,7 +79,8 @@ def _load(arguments: argparse.Namespace, read: Read) -> Net:
         what = "is a run, which does" if config else "is no file or folder that exists"
         raise ValueError(f"--network is for weights that do not say which network they are of, but {source} {what}.")
     if config:
-        net = _of_run(config, *read(source, None, None))
+        averaged = bool(config.get("ema", {}).get("decay"))  # what the run itself evaluated, then
+        net = _of_run(config, *read(source, None, None, ema=averaged))
     elif arguments.network:
         net = _assumed(*read(source, arguments.network, None))
     else:

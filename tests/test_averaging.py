@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import cli
+from resnet_jax import cli, inference
 from resnet_jax.training import checkpoint, experiment, loop
 from resnet_jax.training.averaging import update_average
 from test_life import stopped_at
@@ -85,6 +85,21 @@ def test_the_average_is_loaded_and_exported(whole, tmp_path, capsys):
     assert equal(checkpoint.load_variables(str(tmp_path / "average")), average)
     with pytest.raises(FileNotFoundError, match=r"holds no moving average"):
         checkpoint.load_variables(str(tmp_path / "average"), ema=True)
+
+
+@pytest.mark.slow
+def test_the_command_evaluates_what_the_run_evaluated(whole, capsys, monkeypatch):
+    workdir, record = whole
+    evaluate, taken = inference.evaluate, []
+
+    def listening(model, variables, *rest, **options):
+        taken.append(variables)
+        return evaluate(model, variables, *rest, **options)
+
+    monkeypatch.setattr(inference, "evaluate", listening)
+    assert cli.main(["evaluate", f"--model={workdir}"]) == 0
+    assert equal(taken[0], final_state(workdir, tiny_config(**RECIPE)).ema)
+    assert f"({record['correct']:.0f}/{record['count']:.0f})" in capsys.readouterr().out
 
 
 @pytest.mark.slow
