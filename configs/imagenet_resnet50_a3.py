@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.data.image_size = 160
     config.data.eval_size = 224
-    config.data.eval_resize = 236  # of which 224 is 0.95
+    config.data.eval_resize = 235  # of which 224 is 0.95, as timm rounds it
     config.data.eval_interpolation = "bicubic"
     config.data.augment = "rand-m6-mstd0.5-inc1"
 

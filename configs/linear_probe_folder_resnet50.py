@@ -11,26 +11,17 @@ arXiv:1805.08974).
 
 import ml_collections
 
-from configs import default
+from configs import finetune_folder_resnet50
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = default.get_config()
+    config = finetune_folder_resnet50.get_config()
     config.batch_size = 256
-    config.num_epochs = 20.0
     config.init_from = "resnet50.tv_in1k"
-    config.init_anew = ("fc",)  # other classes
-    config.model.name = "resnet50"
-    config.model.kwargs.dtype = "bfloat16"
+    config.data.color_jitter = (0.0, 0.0, 0.0, 0.0)
 
-    config.data.name = "folder"
-    config.data.image_size = 224
-    config.data.eval_resize = 256
-    config.data.mean = (0.485, 0.456, 0.406)
-    config.data.std = (0.229, 0.224, 0.225)
-    config.data.crop = "resized"
-    config.data.flip = True
-
+    config.optimizer.learning_rate = 0.1
     config.optimizer.rates = (("", 0.0), ("fc", 1.0))
     config.optimizer.weight_decay = 0.0
+    config.optimizer.label_smoothing = 0.0
     return config

@@ -17,8 +17,8 @@ from resnet_jax.data.folder import EXTENSIONS
 from resnet_jax.data.transforms import Preprocessing
 from resnet_jax.models.resnet import ResNet
 
-# (source, name of the network or None, number of classes or None) -> model and variables.
-Read = Callable[..., tuple[ResNet, dict[str, Any]]]  # source, name of the network, classes; ema=: the moving average
+# (source, name of the network or None, number of classes or None, ema=the moving average) -> model and variables.
+Read = Callable[..., tuple[ResNet, dict[str, Any]]]
 IMAGENET = Preprocessing(224, 256, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 

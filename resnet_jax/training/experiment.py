@@ -186,6 +186,8 @@ def data_facts(config: ml_collections.ConfigDict) -> datasets.Facts:
     name = config.data.name.removeprefix(datasets.TFDS_PREFIX)
     if name in datasets.STOCK:
         facts, held_out = datasets.STOCK[name], config.data.held_out
+        if not 0 <= held_out < facts.num_train:
+            raise ValueError(f"config.data.held_out={held_out} must be 0 or more, and less than {facts.num_train}.")
         return dataclasses.replace(facts, num_train=facts.num_train - held_out, num_test=held_out or facts.num_test)
     try:
         return datasets.facts(*_open(config))
