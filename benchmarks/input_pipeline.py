@@ -130,7 +130,7 @@ def make_pipelines(files: list[bytes], cores: int) -> dict[str, Callable[[], Gen
     table: dict[str, Callable[[], Generator[np.ndarray, None, None]]] = {}
     for decoder in images.DECODERS:
         table[f"ours, {decoder}, {cores} threads"] = functools.partial(ours, files, decoder, cores, 0)
-    table[f"ours, opencv, {cores} workers"] = functools.partial(ours, files, "opencv", 1, cores)
+    table[f"ours, opencv, {cores} workers"] = functools.partial(ours, files, "opencv", 0, cores)
     for kind in ("decode_jpeg", "PIL"):
         for workers in sorted({0, 1, cores}):
             name = f"torchvision, {kind}, {workers} worker{'s' * (workers != 1)}"
@@ -173,24 +173,25 @@ def split_of_time(files: list[bytes], rounds: int) -> dict[str, float]:
     whole = pipeline.train_batches(dataset, batch_size=BATCH, transform=transform, seed=0, num_threads=0)
     best: dict[str, float] = {}
     for round_ in range(rounds):
-        marks, chosen = dict.fromkeys(("header, window", "damage, cutting", "decoding", "resizing, mirroring"), 0.0), []
-        begin = time.thread_time()
-        for index in range(BATCH):  # together, as the pipeline does it
-            rng = np.random.default_rng((round_, index))
-            header = opencv.read_header(files[index % len(files)], 3)
-            assert header is not None, "the files are plain JPEGs"
-            chosen.append((rng, header, augment.sample_window(header.height, header.width, rng)))
-        marks["header, window"] = time.thread_time() - begin
-        for index, (rng, header, window) in enumerate(chosen):
-            data, begin = files[index % len(files)], time.thread_time()
-            jpeg.cut(data, header, window[0] + window[2])
-            cut = time.thread_time()
-            pixels = opencv.decode_window(data, header, window, SIZE, 3)
-            decoded = time.thread_time()
-            transform.finish(pixels, rng)
-            marks["damage, cutting"] += cut - begin
-            marks["decoding"] += decoded - cut - (cut - begin)
-            marks["resizing, mirroring"] += time.thread_time() - decoded
+        marks = dict.fromkeys(("header, window", "damage, cutting", "decoding", "resizing, mirroring"), 0.0)
+        for start in range(0, BATCH, pipeline.GROUP):
+            begin, chosen = time.thread_time(), []
+            for index in range(start, start + pipeline.GROUP):
+                rng = np.random.default_rng((round_, index))
+                header = opencv.read_header(files[index % len(files)], 3)
+                assert header is not None, "the files are plain JPEGs"
+                chosen.append((index, rng, header, augment.sample_window(header.height, header.width, rng)))
+            marks["header, window"] += time.thread_time() - begin
+            for index, rng, header, window in chosen:
+                data, begin = files[index % len(files)], time.thread_time()
+                jpeg.cut(data, header, window[0] + window[2])
+                cut = time.thread_time()
+                pixels = opencv.decode_window(data, header, window, SIZE, 3)
+                decoded = time.thread_time()
+                transform.finish(pixels, rng)
+                marks["damage, cutting"] += cut - begin
+                marks["decoding"] += decoded - cut - (cut - begin)
+                marks["resizing, mirroring"] += time.thread_time() - decoded
         begin = time.thread_time()
         next(whole)
         marks["in all, with batching"] = time.thread_time() - begin

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax.data import images, jpeg, opencv, transforms
+from resnet_jax.data import augment, images, jpeg, opencv, transforms
 
 pytest.importorskip("cv2")
 
@@ -244,6 +244,32 @@ def test_resizing_is_as_near_to_pillow_as_area_averaging_and_nearer_than_interpo
         assert ours < 2
         if side > 150:
             assert ours < 0.5 * abs(plain.astype(int) - expected).mean()
+
+
+@pytest.mark.parametrize("name", ["4:2:0", "grey"])
+@pytest.mark.parametrize("shape", [(50, 40), (90, 101), (150, 80), (131, 99)])  # larger, smoothed, averaged, at a half
+def test_an_image_is_written_where_it_belongs(name, shape):
+    data, channels = jpeg_of(name, *shape), KINDS[name][0]
+    transform = transforms.train_transform(47, crop="resized", crop_scale=(0.9, 1), decoder="opencv")
+    mirrored = set()
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        window = augment.sample_window(*shape, rng, (0.9, 1))
+        expected = opencv.resize(window_of(data, window, 47, channels), 47)
+        mirrored.add(mirror := rng.random() < 0.5)
+        room = np.zeros((47, 47, channels), np.uint8)
+        assert transform.begin_encoded(data, channels, np.random.default_rng(seed))(room) is room
+        np.testing.assert_array_equal(room, expected[:, ::-1] if mirror else expected)
+        np.testing.assert_array_equal(room, transform.from_encoded(data, channels, np.random.default_rng(seed)))
+    assert mirrored == {True, False}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_window_too_large_for_the_room_of_a_thread_is_resized_alike(channels, monkeypatch):
+    image = photo(150, 170, channels)
+    expected = opencv.resize(image, 112)
+    monkeypatch.setattr(opencv._scratch, "room", np.empty(image.size - 1, np.uint8))
+    np.testing.assert_array_equal(opencv.resize(image, 112), expected)
 
 
 def test_resizing_leaves_a_plain_colour_alone():

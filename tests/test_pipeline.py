@@ -6,6 +6,7 @@ import itertools
 import logging
 import pickle
 
+import grain
 import numpy as np
 import pytest
 
@@ -97,6 +98,22 @@ def test_each_epoch_has_every_example_once_in_an_order_of_its_own(batch_size):
     assert len({tuple(epoch) for epoch in epochs}) == 6
 
 
+@pytest.mark.parametrize(("size", "seed"), [(1, 3), (7, 0), (1000, 5), (1_281_167, 2**32 - 1)])
+def test_the_order_is_grains(size, seed):
+    expected = grain.MapDataset.range(size).seed(seed).shuffle().repeat()
+    ours = order.Shuffled(size, seed)
+    for position in [*range(50), size - 1, size, 2 * size + 1, 10**12 + 3]:
+        assert ours[position] == expected[position]
+    assert len(ours) == len(expected)
+
+
+@pytest.mark.parametrize("position", [0, 7, 2**32 - 1, 2**32, 2**40 + 3, 2**63 - 1])
+def test_the_randomness_of_a_position_is_numpys_own(position):
+    for seed in (0, 5, 2**32 - 1):
+        expected = np.random.default_rng((seed, position)).bit_generator.state
+        assert pipeline._generator(seed, position).bit_generator.state == expected
+
+
 def test_an_example_is_augmented_anew_in_each_epoch():
     dataset = datasets.open_dataset("synthetic", "train", image_size=8, num_examples=1)
     assert len({image.tobytes() for batch in take(1, dataset) for image in batch["image"]}) > 8
@@ -170,8 +187,7 @@ def test_the_seed_changes_order_and_augmentation():
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_rows_survive_pickling(repeats):
     host = order.Host(0, 4, order.apart(4, repeats))
-    shuffled = pipeline.grain.MapDataset.range(50).seed(0).shuffle().repeat()
-    shuffled = order.Repeated(shuffled, 50, repeats)
+    shuffled = order.Repeated(order.Shuffled(50, 0), 50, repeats)
     rows = pipeline._Rows(
         synthetic(), shuffled, host, 5, pipeline.functools.partial(pipeline._augment, AUGMENT, 0), "refuse"
     )

@@ -5,8 +5,9 @@ be decoded: the height in the header is lowered, and a decoder stops there. The 
 Reference: ITU-T T.81, annex B.
 """
 
-import dataclasses
 import re
+import struct
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,8 @@ START, END = b"\xff\xd8", b"\xff\xd9"
 SEQUENTIAL, PROGRESSIVE = (0xC0, 0xC1), (0xC2,)
 OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)  # lossless, hierarchical, arithmetic
 SCAN = 0xDA
+SEGMENT = struct.Struct(">BBH")  # 0xff, the marker, and how many bytes follow it, these two included
+FRAME = struct.Struct(">BHHB")  # bits, height, width, channels; three bytes for each channel follow
 # Where pixels are, 0xff is followed by 0 (a byte of 255), by 0xd0..0xd7 (a restart) or by itself (filling).
 STRAY_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 # In place of the end marker: libjpeg reads ahead by up to 8 bytes, and waits for more if there are none. With the
@@ -23,8 +26,7 @@ STRAY_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 PADDING = bytes(16)
 
 
-@dataclasses.dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """What comes before the pixels.
 
     Attributes:
@@ -48,34 +50,28 @@ class Header:
 
 def read_header(data: bytes) -> Header | None:
     """The header of a grey or colour JPEG of 8 bits; None for CMYK, rarer kinds, damaged headers and other formats."""
-    frame: dict[str, int] = {}
-    kind, position = 0, 2
+    frame, frame_at = b"", 0
+    kind, position, last = 0, 2, len(data) - SEGMENT.size
     while kind != SCAN:
-        marker = data[position : position + 4]
-        if data[:2] != START or len(marker) < 4 or marker[0] != 0xFF or marker[1] in OTHER_FRAMES:
+        if data[:2] != START or position > last:
             return None
-        if marker[1] == 0xFF:  # filling
+        filling, kind, length = SEGMENT.unpack_from(data, position)
+        if filling != 0xFF or kind in OTHER_FRAMES:
+            return None
+        if kind == 0xFF:  # filling, too
             position += 1
             continue
-        kind, body, position = marker[1], position + 4, position + 2 + int.from_bytes(marker[2:], "big")
+        body, position = position + 4, position + 2 + length
         if kind in SEQUENTIAL + PROGRESSIVE:
-            frame = _read_frame(data[body:position], body, sequential=kind in SEQUENTIAL)
-    if not frame or position >= len(data):
+            frame, frame_at, sequential = data[body:position], body, kind in SEQUENTIAL
+    if len(frame) < 9 or position >= len(data):
         return None
-    one_scan = bool(frame.pop("sequential")) and data[body] == frame["channels"]
-    return Header(**frame, pixels_at=position, one_scan=one_scan)
-
-
-def _read_frame(body: bytes, offset: int, sequential: bool) -> dict[str, int]:
-    """Fields of a frame header; none where it is of a kind, or in a state, that is left to others."""
-    if len(body) < 9 or len(body) != 6 + 3 * body[5]:
-        return {}
-    height, width = (int.from_bytes(body[i : i + 2], "big") for i in (1, 3))
-    if body[0] != 8 or not height or not width or body[5] not in (1, 3):
-        return {}
-    sampling = max(factors & 15 for factors in body[7::3])
-    fields = {"height": height, "width": width, "channels": body[5], "sampling": sampling, "height_at": offset + 1}
-    return {**fields, "sequential": sequential}
+    bits, height, width, channels = FRAME.unpack_from(frame)
+    if bits != 8 or not height or not width or channels not in (1, 3) or len(frame) != 6 + 3 * channels:
+        return None
+    sampling = max([factors & 15 for factors in frame[7::3]])
+    one_scan = sequential and data[body] == channels
+    return Header(height, width, channels, sampling, frame_at + 1, position, one_scan)
 
 
 def rows_needed(header: Header, bottom: int) -> int:
@@ -113,9 +109,9 @@ def cut(data: bytes, header: Header, bottom: int) -> tuple[bytes, int]:
 def _has_markers(data: bytes, start: int, end: int) -> bool:
     """Whether an 0xff is followed by anything but 0. In NumPy, as `bytes.find` and `re` take many times as long."""
     pixels = np.frombuffer(data, np.uint8)[start:end]
-    found = pixels[:-1] == 0xFF
-    found &= pixels[1:] != 0
-    return bool(found.any())
+    found = (pixels[:-1] == 0xFF).view(np.uint8)
+    np.minimum(found, pixels[1:], out=found)
+    return bool(np.maximum.reduce(found, initial=0))
 
 
 def _end_of_scan(data: bytes, start: int) -> int:

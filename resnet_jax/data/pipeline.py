@@ -7,11 +7,8 @@ A batch is `{'image': uint8 [batch, height, width, channels], 'label': int32 [ba
 import dataclasses
 import functools
 import logging
-import multiprocessing
-import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
@@ -19,9 +16,10 @@ import grain
 import numpy as np
 from absl import flags
 
+from resnet_jax import processes
 from resnet_jax.data.datasets import Dataset
 from resnet_jax.data.images import UnreadableImage, decode
-from resnet_jax.data.order import Host, Order, Repeated, apart
+from resnet_jax.data.order import Host, Order, Repeated, Shuffled, apart
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +99,7 @@ def train_batches(
     transforms = dict(transform) if isinstance(transform, Mapping) else {0: transform}
     if min(transforms, default=-1) != 0:
         raise ValueError(f"transform has the steps {sorted(transforms)}, of which the first must be 0.")
-    order: Order = grain.MapDataset.range(len(dataset)).seed(seed).shuffle().repeat()
+    order: Order = Shuffled(len(dataset), seed)
     if repeats > 1:
         order = Repeated(order, len(dataset), repeats)
     host = Host(process_index, batch_size // process_count, apart(batch_size, repeats))
@@ -140,19 +138,26 @@ def eval_batches(
 
 
 Image = np.ndarray | bytes  # decoded, or an encoded file
-Finish = Callable[[], np.ndarray]  # what is left to do of a transform
+# What is left to do of a transform. It may write the image into the array that it is given, and then returns that.
+Finish = Callable[[np.ndarray | None], np.ndarray]
 
 
 def _augment(transform: Callable[..., np.ndarray], seed: int, image: Image, channels: int, position: int) -> Finish:
-    rng = np.random.default_rng((seed, position))
+    rng = _generator(seed, position)
     if isinstance(image, bytes) and hasattr(transform, "begin_encoded"):  # it may not need all of the image
         begun: Finish = transform.begin_encoded(image, channels, rng)
         return begun
-    return lambda: transform(_decoded(image, channels), rng)
+    return lambda _: transform(_decoded(image, channels), rng)
+
+
+def _generator(seed: int, position: int) -> np.random.Generator:
+    """`np.random.default_rng((seed, position))`, which has to look at what it is given and takes longer."""
+    words = (seed, position) if position < 2**32 else (seed, position % 2**32, position >> 32)
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(np.array(words, np.uint32))))
 
 
 def _evaluate(transform: Callable[..., np.ndarray], image: Image, channels: int, position: int) -> Finish:
-    return lambda: transform(_decoded(image, channels))
+    return lambda _: transform(_decoded(image, channels))
 
 
 def _decoded(image: Image, channels: int) -> np.ndarray:
@@ -163,9 +168,11 @@ def _decoded(image: Image, channels: int) -> np.ndarray:
 
 
 Row = tuple[np.ndarray, int, int]  # image, label, mask
+FinishRow = Callable[[np.ndarray | None], Row]
 # Rows that are begun together. Between two images, whose pixels fill the caches, Python takes four times as long over
-# order, generator, header and window as it does for one row after the other.
-GROUP = 32
+# order, generator, header and window as it does for one row after the other. Far more rows would keep other threads
+# waiting for the interpreter.
+GROUP = 8
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -182,43 +189,46 @@ class _Rows:
     def batch(self, step: int) -> Batch:
         """This host's part of a step's batch.
 
-        Each image is copied into its place at once, while it is in the cache: stacking them all at the end takes three
-        times as long.
+        Each image is written into its place, or copied there at once, while it is in the cache: stacking them all at
+        the end takes three times as long.
         """
         size = self.host.rows
         images, labels, masks = np.empty(0), np.empty(size, np.int32), np.empty(size, np.float32)
-        for place, (image, label, mask) in enumerate(self._make(range(step * size, (step + 1) * size))):
-            if not place:
+        for place, finish in enumerate(self._begun(range(step * size, (step + 1) * size))):
+            room = images[place] if place else None
+            image, labels[place], masks[place] = finish(room)
+            if room is None:
                 images = np.empty((size, *image.shape), image.dtype)
             if (image.shape, image.dtype) != (images.shape[1:], images.dtype):
                 raise ValueError(
                     f"the transform gave an image of shape {image.shape} and type {image.dtype}, and before it, in the "
                     f"same batch, one of {images.shape[1:]} and {images.dtype}: all must be alike."
                 )
-            images[place], labels[place], masks[place] = image, label, mask
+            if image is not room:
+                images[place] = image
         return {"image": images, "label": labels, "mask": masks}
 
-    def _make(self, rows: range) -> Iterator[Row]:
+    def _begun(self, rows: range) -> Iterator[FinishRow]:
         for start in range(0, len(rows), GROUP):
-            for finish in [self._begin(row) for row in rows[start : start + GROUP]]:
-                yield finish()
+            yield from [self._begin(row) for row in rows[start : start + GROUP]]
 
-    def _begin(self, row: int) -> Callable[[], Row]:
+    def _begin(self, row: int) -> FinishRow:
         """Does what is quick; the call of the result does the rest."""
         position = self.host.position(row)
         if position >= len(self.order):
-            return lambda: (self._blank, 0, 0)
-        index = int(self.order[position])
+            return lambda _: (self._blank, 0, 0)
+        index = self.order[position]
         try:
             image, label = self._read(index)
             finish = self.transform(image, self.dataset.channels, position)
         except UnreadableImage as error:
-            return functools.partial(self._leave_out, index, error)
+            reason = error
+            return lambda _: self._leave_out(index, reason)
         return functools.partial(self._finish, index, label, finish)
 
-    def _finish(self, index: int, label: int, finish: Finish) -> Row:
+    def _finish(self, index: int, label: int, finish: Finish, room: np.ndarray | None) -> Row:
         try:
-            return finish(), label, 1
+            return finish(room), label, 1
         except UnreadableImage as error:
             return self._leave_out(index, error)
 
@@ -246,7 +256,7 @@ class _Rows:
         """Zeros in the shape of a transformed image, which only a transformed image can tell."""
         for index in range(len(self.dataset)):
             try:
-                return np.zeros_like(self.transform(self._read(index)[0], self.dataset.channels, 0)())
+                return np.zeros_like(self.transform(self._read(index)[0], self.dataset.channels, 0)(None))
             except UnreadableImage:
                 continue
         raise ValueError(f"none of the {len(self.dataset)} images of {self.dataset.name!r} can be read.")
@@ -294,18 +304,11 @@ def _live_with_parent(_index: int, _count: int) -> None:
     """Makes a worker end when, and only when, the process that it works for does.
 
     SIGTERM and Ctrl-C often go to every process of a job. A run that is told so finishes its step, for which it needs
-    the worker. One that is killed leaves it behind, waiting for ever with the memory it holds.
+    the worker.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
-
-
-def _end_after(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
+    processes.end_with_parent()
 
 
 def _check(

@@ -152,25 +152,33 @@ class TrainTransform:
         Raises:
           UnreadableImage: not an image, or not all of one.
         """
-        return self.begin_encoded(data, channels, rng)()
+        return self.begin_encoded(data, channels, rng)(None)
 
-    def begin_encoded(self, data: bytes, channels: int, rng: np.random.Generator) -> Callable[[], ImageArray]:
-        """`from_encoded` in two parts: reads the header and draws the window; the call of the result does the rest."""
+    def begin_encoded(
+        self, data: bytes, channels: int, rng: np.random.Generator
+    ) -> Callable[[ImageArray | None], ImageArray]:
+        """`from_encoded` in two parts: reads the header and draws the window; the call of the result does the rest.
+
+        That call takes an array of the image's shape, into which it may write the image and which it then returns, or
+        None.
+        """
         header = None
         if self.crop == "resized" and self.decoder == "opencv":
             header = opencv.read_header(data, channels)
         if header is None:
-            return lambda: self(images.decode(data, channels), rng)
+            return lambda _: self(images.decode(data, channels), rng)
         window = sample_window(header.height, header.width, rng, self.crop_scale)
-        return lambda: self.finish(opencv.decode_window(data, header, window, self.image_size, channels), rng)
+        mirror = self.flip and flip_coin(rng)
+        read = opencv.begin_window(data, header, window, self.image_size, channels, mirror)
+        return lambda out: self._change(read(out), rng)
 
     def finish(self, window: ImageArray, rng: np.random.Generator) -> ImageArray:
         """A window, resized, perhaps mirrored, and changed."""
         if self.decoder == "pillow":
             image = resize(window, self.image_size, self.image_size, "bilinear")
             return self._change(random_flip(image, rng) if self.flip else image, rng)
-        image = opencv.resize(window, self.image_size)
-        return self._change(opencv.flip(image) if self.flip and flip_coin(rng) else image, rng)
+        image = opencv.resize(window, self.image_size, mirror=self.flip and flip_coin(rng))
+        return self._change(image, rng)
 
     def _change(self, image: ImageArray, rng: np.random.Generator) -> ImageArray:
         """What follows crop and flip."""

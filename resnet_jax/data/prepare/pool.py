@@ -2,12 +2,11 @@
 
 import concurrent.futures
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Iterator
 from typing import Any
 
+from resnet_jax import processes
 from resnet_jax.data.prepare.shards import Report, Shard, ensure_shard
 from resnet_jax.data.prepare.sources import Encoder
 
@@ -56,14 +55,7 @@ _worker: list[Any] = []  # work, encoder, skip: set once in each worker process
 def _start_worker(*arguments: Any) -> None:
     _worker[:] = arguments
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it, too, and lets shards in work get done
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-        os._exit(1)  # the parent was killed: nobody waits for this work, and the next preparer does it
-
-    threading.Thread(target=follow, daemon=True).start()
+    processes.end_with_parent()  # were that killed, nobody would wait for this work: the next preparer does it
 
 
 def _in_worker(shard: Shard) -> Report:
