@@ -2,10 +2,12 @@
 
 import argparse
 import dataclasses
+import importlib.metadata
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from resnet_jax import processes
 from resnet_jax.models.remat import REMATS
 
 GIB = 2**30
@@ -33,7 +35,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     subject = _subject(arguments)
     say = (lambda *_: None) if arguments.json else _print
     say(*_header(subject))
-    found = {subject.remat: subject.attempt()}
+    found: dict[str, Any] = {subject.remat: subject.attempt()}
     fits, largest = _fits(found[subject.remat]), None
     say(*_result(found[subject.remat], subject))
     if not fits:
@@ -43,11 +45,19 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.compare_remat or not fits:
         for mode in (NONE, *REMATS):
             if mode not in found:
-                found[mode] = subject.attempt(remat=mode)
+                found[mode] = _attempted(subject, mode)
         say(*_comparison(found, reference=subject.remat))
     if arguments.json:
         print(json.dumps(_record(subject, found, largest)))
     return 0 if fits else 1
+
+
+def _attempted(subject: "Subject", mode: str) -> Any:
+    """As `attempt`; that one mode crashes the compiler is an entry of the comparison, and not its end."""
+    try:
+        return subject.attempt(remat=mode)
+    except CompilerCrashed as crash:
+        return crash
 
 
 # What is planned ----------------------------------------------------------------------------------------
@@ -55,12 +65,10 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """An experiment, and how to get its like with another batch or memory mode."""
+    """An experiment on the devices of a slice, and the arguments by which another process comes to the same."""
 
-    topology: str
+    arguments: argparse.Namespace
     devices: Sequence[Any]
-    config: Any
-    facts: Any
     experiment: Any
 
     @property
@@ -73,15 +81,40 @@ class Subject:
         return int(self.experiment.config.batch_size) // len(self.devices)
 
     def attempt(self, *, batch: int | None = None, remat: str | None = None) -> Any:
-        """The step's `plan.Analysis`, or the `plan.DoesNotFit` that the compiler gives instead."""
+        """The step's `plan.Analysis`, or the `plan.DoesNotFit` that the compiler gives instead.
+
+        Raises:
+          CompilerCrashed: it gives neither.
+        """
         from resnet_jax.training import plan
 
+        wanted = {"batch_per_chip": batch or self.batch, "remat": remat or self.remat}
         try:
-            return plan.analyse(
-                _design(self.config, self.facts, self.devices, batch or self.batch, remat or self.remat)
-            )
+            return processes.call(_analyse, argparse.Namespace(**vars(self.arguments) | wanted))
         except plan.DoesNotFit as refusal:
             return refusal
+        except processes.Crashed as crash:
+            raise CompilerCrashed(f"{_compiler()} crashed ({crash}). {_way_out(crash.cause)}") from crash
+
+
+class CompilerCrashed(ChildProcessError):
+    """Whether the step fits is not known."""
+
+
+def _compiler() -> str:
+    try:
+        return f"the compiler, libtpu {importlib.metadata.version('libtpu')},"
+    except importlib.metadata.PackageNotFoundError:  # TPU_LIBRARY_PATH names it
+        return "the compiler, libtpu,"
+
+
+def _way_out(cause: str) -> str:
+    if cause == "SIGKILL":
+        return "The system kills processes where memory runs out: plan on a machine with more."
+    return (
+        "Plan another batch, or with another release: libtpu 0.0.50, which JAX 0.12 on Python 3.12 brings, compiles a "
+        "ResNet-50 for v6e where 0.0.42 crashes."
+    )
 
 
 def _subject(arguments: argparse.Namespace) -> Subject:
@@ -90,19 +123,17 @@ def _subject(arguments: argparse.Namespace) -> Subject:
     config = config_file.load(arguments.config, arguments.overrides)
     facts = experiment.data_facts(config)
     devices = chips.slice_devices(arguments.topology)
-    designed = _design(config, facts, devices, arguments.batch_per_chip, arguments.remat)
-    return Subject(arguments.topology, devices, config, facts, designed)
+    if arguments.batch_per_chip is not None:
+        config.batch_size = arguments.batch_per_chip * len(devices)
+    if arguments.remat is not None:
+        config.model.kwargs.remat = None if arguments.remat == NONE else arguments.remat
+    return Subject(arguments, devices, experiment.design(config, facts, devices=devices))
 
 
-def _design(config: Any, facts: Any, devices: Sequence[Any], batch: int | None, remat: str | None) -> Any:
-    from resnet_jax.training import experiment
+def _analyse(arguments: argparse.Namespace) -> Any:
+    from resnet_jax.training import plan
 
-    config = config.copy_and_resolve_references()
-    if batch is not None:
-        config.batch_size = batch * len(devices)
-    if remat is not None:
-        config.model.kwargs.remat = None if remat == NONE else remat
-    return experiment.design(config, facts, devices=devices)
+    return plan.analyse(_subject(arguments).experiment)
 
 
 def _fits(outcome: Any) -> bool:
@@ -128,7 +159,7 @@ def _header(subject: Subject) -> Iterator[str]:
     hosts, count = len({device.process_index for device in devices}), chips.count_chips(devices)
     cores = f" with {len(devices) // count} devices each" if len(devices) > count else ""
     spread = f"{_plural(count, 'chip')} ({devices[0].device_kind}){cores}, {_plural(hosts, 'host')}"
-    yield f"topology     {subject.topology}: {spread}"
+    yield f"topology     {subject.arguments.topology}: {spread}"
     size, early, kwargs = config.data.image_size, config.data.early_sizes, config.model.kwargs
     sizes = f"{size}x{size}" + (f" (before: {', '.join(f'{small}x{small}' for small in early)})" if early else "")
     yield (
@@ -194,7 +225,7 @@ def _comparison(found: Mapping[str, Any], reference: str) -> Iterator[str]:
     yield f"{'remat':<8}{'GiB':>8}{'':>8}{'GB':>9}{'':>8}{'TFLOP':>9}"
     for mode, outcome in found.items():
         if not _fits(outcome):
-            yield f"{mode:<8}does not fit"
+            yield f"{mode:<8}{'crashes the compiler' if isinstance(outcome, CompilerCrashed) else 'does not fit'}"
             continue
         peak, accessed = outcome.peak_bytes, outcome.bytes_accessed
         ratios = [peak / base.peak_bytes, accessed / base.bytes_accessed] if _fits(base) else [None, None]
@@ -209,12 +240,12 @@ def _record(subject: Subject, found: Mapping[str, Any], largest: Any) -> dict[st
 
     def entry(outcome: Any) -> dict[str, Any]:
         if not _fits(outcome):
-            return {"fits": False, "message": str(outcome)}
+            return {"fits": None if isinstance(outcome, CompilerCrashed) else False, "message": str(outcome)}
         estimate = dataclasses.asdict(plan.roofline(outcome, chip)) if chip else None
         return {"fits": True, **dataclasses.asdict(outcome), "roofline": estimate}
 
     return {
-        "topology": subject.topology,
+        "topology": subject.arguments.topology,
         "device_kind": subject.devices[0].device_kind,
         "devices": len(subject.devices),
         "chips": chips.count_chips(subject.devices),

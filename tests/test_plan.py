@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax import cli
+from resnet_jax import cli, processes
 from resnet_jax.training import chips, config_file, experiment, hlo, plan
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -221,6 +221,50 @@ def test_the_dialect_of_flags_is_that_of_the_training_script(tiny):
     assert config.batch_norm_devices == 0
 
 
+def crashing(monkeypatch, cause, modes):
+    """The command on two CPUs, where nothing is compiled: the compiler crashes in `modes` and is content in others."""
+
+    def call(function, arguments):
+        if arguments.remat in modes:
+            raise processes.Crashed(cause, "/tmp/trace.log")
+        return analysis_of(64)
+
+    monkeypatch.setattr(processes, "call", call)
+    monkeypatch.setattr(chips, "slice_devices", lambda topology: jax.devices()[:2])
+
+
+@pytest.mark.parametrize(
+    ("cause", "advice"), [("SIGSEGV", "Plan another batch, or with another release"), ("SIGKILL", "where memory runs")]
+)
+def test_a_crash_of_the_compiler_is_one_message(cause, advice, tiny, capsys, monkeypatch):
+    crashing(monkeypatch, cause, {"none"})
+    assert cli.main(["plan", f"--config={tiny}", "--topology=v6e:2x2"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("resnet-jax: the compiler, libtpu")
+    assert f"crashed ({cause}; its last words are in /tmp/trace.log). " in shown.err
+    assert advice in shown.err
+    assert shown.err.count("\n") == 1
+    assert "fit" not in shown.out
+
+
+def test_a_crash_in_one_memory_mode_leaves_the_others(tiny, capsys, monkeypatch):
+    crashing(monkeypatch, "SIGSEGV", {"narrow"})
+    flags = ["plan", f"--config={tiny}", "--topology=v6e:2x2", "--compare-remat"]
+    assert cli.main(flags) == 0
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[-4:])
+    assert rows["narrow"] == "crashes the compiler"
+    assert rows.keys() == {"none", "block", "narrow", "conv"}
+    assert "1.00x" in rows["block"]
+    assert cli.main([*flags, "--json"]) == 0
+    modes = json.loads(capsys.readouterr().out)["modes"]
+    assert {mode: outcome["fits"] for mode, outcome in modes.items()} == {
+        "none": True,
+        "block": True,
+        "narrow": None,
+        "conv": True,
+    }
+
+
 def test_verbs_without_a_config_refuse_its_flags(capsys):
     with pytest.raises(SystemExit):
         cli.main(["list", "--config.batch_size=64"])
@@ -242,26 +286,26 @@ RUNS = {
 # Only the first compilation of "large" is the compiler's own: the search for what fits is a dozen.
 WORKER = """
 import contextlib, dataclasses, io, json, sys
-from resnet_jax import cli
+from resnet_jax import cli, cli_plan
 from resnet_jax.training import plan
 
 config, runs = sys.argv[1], json.loads(sys.argv[2])
-analyse, known = plan.analyse, []
+attempt, known = cli_plan.Subject.attempt, []
 
-def quick(experiment):
-    batch = experiment.config.batch_size // 4
-    if batch == 131072 and not experiment.config.model.kwargs.remat:
-        return analyse(experiment)
-    if batch > 4400 * (31 if experiment.config.model.kwargs.remat == "block" else 1):
-        raise plan.DoesNotFit("too large")
+def quick(subject, *, batch=None, remat=None):
+    batch = batch or subject.batch
+    if batch == 131072 and not remat:
+        return attempt(subject)
+    if batch > 4400 * (31 if remat == "block" else 1):
+        return plan.DoesNotFit("too large")
     return dataclasses.replace(known[0], batch_per_device=batch)
 
-def remember(experiment):
-    known.append(analyse(experiment))
+def remember(subject):
+    known.append(attempt(subject))
     return known[-1]
 
 def run(name, arguments):
-    plan.analyse = quick if name.startswith("large") else remember
+    cli_plan.Subject.attempt = quick if name.startswith("large") else remember
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = cli.main(["plan", "--config=" + config, *arguments])
