@@ -57,6 +57,15 @@ def run(mode, num_devices, axis_name, dtype="float64", steps=STEPS, groups=None,
     return state, np.array(seen), parallel
 
 
+@pytest.mark.parametrize("mode", ["pmap", "jit"])
+def test_the_program_takes_the_state_last_leaf_first(mode):
+    state, _, parallel = run(mode, 2, None, "float32", steps=1)
+    lowered = parallel.train_step.lower(state, parallel.shard(make_batch(16)))
+    leaves = [leaf.shape for leaf in jax.tree.leaves(state)]
+    given = [leaf.shape for leaf in jax.tree.leaves(lowered.in_avals)]
+    assert given[: len(leaves)] == leaves[::-1] != leaves
+
+
 def assert_close(ours, theirs, tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance), ours, theirs)
 
