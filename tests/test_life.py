@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 
 import jax
 import numpy as np
@@ -184,6 +185,7 @@ def test_a_full_disk_ends_the_run_with_one_message_and_loses_nothing(whole, smal
 
     def fill_then_save(self, step, state):
         if step == 16:
+            self._manager.wait_until_finished()  # step 8 is whole, however slow the disk
             fill(small_disk)
         original(self, step, state)
 
@@ -220,6 +222,25 @@ def test_a_save_that_was_killed_is_no_checkpoint_and_is_cleared_away(whole, tmp_
     loop.train(tiny_config(), str(workdir))
     assert checkpoints_in(workdir) == [8, 16]
     assert not (workdir / "checkpoints" / "16.orbax-checkpoint-tmp").exists()
+
+
+def test_what_a_failed_save_still_writes_is_no_hindrance_to_the_next_start(whole, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    left = workdir / "checkpoints" / "16.orbax-checkpoint-tmp"
+    (workdir / "checkpoints" / "16").rename(left)
+
+    def write() -> None:
+        for number in range(1000):
+            with contextlib.suppress(OSError):
+                (left / "variables").mkdir(exist_ok=True)
+                (left / "variables" / str(number)).touch()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert loop.train(tiny_config(), str(workdir))["step"] == 16
+    writer.join()
+    assert checkpoints_in(workdir) == [8, 16]
 
 
 # Data

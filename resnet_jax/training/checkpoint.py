@@ -7,6 +7,8 @@ WORKDIR/checkpoints/STEP/ema         a moving average of the variables, likewise
 
 import contextlib
 import dataclasses
+import errno
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -71,15 +73,15 @@ class Checkpointer:
     """
 
     def __init__(self, workdir: str, keep: Keep | None = None) -> None:
-        # What a killed save left is never taken for a checkpoint; here it is removed, too.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep or checkpoint_managers.LatestN(None),
             enable_async_checkpointing=True,
-            cleanup_tmp_directories=keep is not None,
         )
         handlers = {name: ocp.StandardCheckpointHandler() for name in ("variables", "progress", "ema")}
         self._folder = _absolute(workdir) / CHECKPOINTS
         with self._told():
+            if keep is not None and jax.process_index() == 0:
+                _clear(self._folder)
             self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def __enter__(self) -> "Checkpointer":
@@ -152,6 +154,25 @@ class Checkpointer:
             ema=restored.get("ema"),
             **restored["progress"],
         )
+
+
+def _clear(folder: epath.Path, seconds: float = 30.0) -> None:
+    """Removes what killed and failed saves left, which is never taken for a checkpoint.
+
+    A save that failed in this very process, or another process that is still ending, may have writes under way into
+    what is being removed. They come to an end, so it is tried again for `seconds`; Orbax's own clearing gives up.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            for path in folder.iterdir() if folder.exists() else ():
+                if ocp.utils.is_tmp_checkpoint(path):
+                    path.rmtree()
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 @contextlib.contextmanager
