@@ -1,5 +1,6 @@
 """An experiment's config from its file and `--config.KEY=VALUE` flags, as `train.py` reads them."""
 
+import os
 import pathlib
 import sys
 import warnings
@@ -14,11 +15,13 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     """Runs a config file, `FILE.py` or `FILE.py:ARGUMENT`, and sets keys in what it gives.
 
     Args:
-      path: the file. The folder above its package is where it imports from, so `configs/x.py` finds `configs.default`.
+      path: the file. It imports from the folder above its package, so `configs/x.py` finds `configs.default`, and from
+        the current directory, so that one that lies elsewhere finds it, too, where `train.py` does.
       overrides: flags as in `["--config.batch_size=64", "--config.data.flip=False"]`.
 
     Raises:
-      ValueError: no such file, one that defines no config, an unknown flag or key, or a value of another type.
+      ValueError: no such file, one that defines no config, an import that fails, an unknown flag or key, or a value of
+        another type.
     """
     file = pathlib.Path(path.rpartition(".py")[0] + ".py")
     if not file.is_file():
@@ -26,9 +29,9 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     root = file.absolute().parent
     while (root / "__init__.py").exists():
         root = root.parent
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
+    sys.path[:0] = [folder for folder in dict.fromkeys((str(root), os.getcwd())) if folder not in sys.path]
     argv = ["", f"--config={path}", *overrides]
+    sys.modules.pop("config_config", None)  # ml_collections would run the file among the names of the one before
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
@@ -36,7 +39,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
             warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
             left = values(argv)[1:]
         config = values["config"].value
-    except (flags.Error, AttributeError, KeyError, TypeError, OSError, SyntaxError) as error:
+    except (flags.Error, AttributeError, ImportError, KeyError, TypeError, OSError, SyntaxError) as error:
         raise ValueError(f"--config={path}: {_message(error)}") from error
     if left:
         raise ValueError(f"unknown arguments {left}: keys of the config are set by --config.KEY=VALUE.")
