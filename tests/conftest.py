@@ -28,6 +28,17 @@ def x64() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def plain_compilation() -> Iterator[None]:
+    """Quick to compile, slow to run: for tests that spend their time compiling and compare nothing with PyTorch's."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of processes that the tests start
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The table of `pytest -m parity`: a line for each comparison with PyTorch that was made."""
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]

@@ -12,7 +12,12 @@ ROOT = pathlib.Path(__file__).parent.parent
 def start(config, workdir, *flags, devices=1, processes=1, **environment):
     """The processes of one run, started: each is a host with `devices` virtual CPU devices."""
     command = [sys.executable, str(ROOT / "train.py"), f"--config={config}", f"--workdir={workdir}", *flags]
-    variables = {"JAX_NUM_CPU_DEVICES": str(devices), "NPROC": str(2 * max(devices, 2)), **environment}
+    variables = {
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "NPROC": str(2 * max(devices, 2)),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # such runs are short: what takes their time is compiling
+        **environment,
+    }
     address = f"127.0.0.1:{free_port()}"
     together = [[]]
     if processes > 1:

@@ -11,6 +11,8 @@ from resnet_jax.training.averaging import update_average
 from test_life import stopped_at
 from test_loop import equal, final_state, tiny_config
 
+pytestmark = pytest.mark.usefixtures("plain_compilation")
+
 # Every part that a recipe can add at once: they share what is saved and what is drawn.
 RECIPE = {
     "ema.decay": 0.9,

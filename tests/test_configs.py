@@ -11,6 +11,8 @@ from resnet_jax.models import variants
 from resnet_jax.training import experiment, loop, report
 from test_house import ROOT
 
+pytestmark = pytest.mark.usefixtures("plain_compilation")
+
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
 
 # What is shrunk is where and how long, not how: the recipe runs as it is written.
