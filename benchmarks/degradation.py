@@ -269,7 +269,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=float, default=8.0, help="of each net")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="each trains the four nets anew")
     arguments, overrides = parser.parse_known_args(argv)
-    logging.getLogger("resnet_jax").setLevel(logging.INFO)
     for seed in arguments.seeds:
         for net, config in configs(arguments.config, overrides, epochs=arguments.epochs, seed=seed).items():
             try:
@@ -282,4 +281,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    logging.getLogger("resnet_jax").setLevel(logging.INFO)
     main()
