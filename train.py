@@ -48,7 +48,9 @@ def main(argv: list[str]) -> None:
         hosts.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, heartbeat=HEARTBEAT.value)
     workdir = os.path.expanduser(WORKDIR.value)
     if MODE.value == "dry_run":
-        lines = loop.dry_run(CONFIG.value)
+        from resnet_jax.plan import dry_run
+
+        lines = dry_run.dry_run(CONFIG.value)
     elif MODE.value == "eval":
         lines = _compare(loop.evaluate(CONFIG.value, workdir), workdir)
     else:
@@ -61,25 +63,26 @@ def _left(result: dict[str, Any], workdir: str) -> list[str]:
     """What a run left."""
     from etils import epath
 
-    from resnet_jax.training import checkpoint, report
+    from resnet_jax.runs import plots, reporting
+    from resnet_jax.training import checkpoint
 
     folder = epath.Path(workdir)
     return [
-        report.accuracy_line(result),
-        f"curves      {folder / report.CURVES}",
+        reporting.accuracy_line(result),
+        f"curves      {folder / plots.CURVES}",
         f"checkpoint  {folder / checkpoint.CHECKPOINTS / str(result['step'])}",
     ]
 
 
 def _compare(result: dict[str, Any], workdir: str) -> list[str]:
     """The accuracy, and whether it is what was logged."""
-    from resnet_jax.training import report
+    from resnet_jax.runs import history, reporting
 
-    lines = [report.accuracy_line(result)]
-    for logged in report.test_records(report.read_metrics(workdir) if workdir else []):
+    lines = [reporting.accuracy_line(result)]
+    for logged in history.test_records(history.read_metrics(workdir) if workdir else []):
         if logged["step"] == result["step"]:
             if any(logged[key] != result[key] for key in ("correct", "count")):
-                sys.exit(f"train.py: step {result['step']} was logged with {report.accuracy_line(logged)}")
+                sys.exit(f"train.py: step {result['step']} was logged with {reporting.accuracy_line(logged)}")
             lines.append(f"equals what was logged at step {result['step']}")
     return lines
 

@@ -27,7 +27,9 @@ import jax
 import ml_collections
 from matplotlib.figure import Figure
 
-from resnet_jax.training import checkpoint, config_file, experiment, loop, metrics, records
+from resnet_jax.runs import history
+from resnet_jax.step import metrics
+from resnet_jax.training import checkpoint, config_file, experiment, loop
 
 RECIPE = pathlib.Path(__file__).parent.parent / "configs" / "cifar10_small_resnet20.py"
 # In the order of training: the shallow pair first, so that a run that is cut off has something to compare.
@@ -144,7 +146,7 @@ def read(workdir: pathlib.Path, seeds: Sequence[int]) -> tuple[dict[str, list[Cu
     table = {}
     for net in NETS:
         folders = [folder(workdir, net, seed) for seed in seeds]
-        found = {run: curves(records.read_metrics(str(run))) for run in folders}
+        found = {run: curves(history.read_metrics(str(run))) for run in folders}
         drawn[net] = [lines for lines in found.values() if lines.epochs]
         done = [(json.loads((run / FINAL).read_text()), found[run]) for run in folders if (run / FINAL).exists()]
         if done:

@@ -21,7 +21,7 @@ import zlib
 
 import numpy as np
 
-from resnet_jax.weights.formats import WeightFileError, load_state_dict, save_state_dict
+from resnet_jax.weights.files.formats import WeightFileError, load_state_dict, save_state_dict
 from tests import handmade
 
 SHARED_MEMORY = pathlib.Path("/dev/shm")

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import resnet_jax
-from resnet_jax.weights import verify
+from resnet_jax.proof import verify
 
 NETS = ("resnet50", "resnet50d", "seresnet50", "resnext50_32x4d", "cifar_resnet20")
 BASE = "PyTorch eager"

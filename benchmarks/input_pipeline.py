@@ -32,7 +32,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
-from resnet_jax.data import augment, datasets, images, jpeg, opencv, pipeline, transforms
+from resnet_jax.data import pipeline, transforms
+from resnet_jax.data.augment import crops
+from resnet_jax.data.images import jpeg, opencv, pillow
+from resnet_jax.data.sources import base
 
 BATCH, SIZE, EPOCH = 128, 224, 1_281_167
 SHAPES = {(375, 500): 45, (333, 500): 20, (500, 375): 10, (500, 333): 5, (300, 400): 8, (240, 320): 6, (480, 640): 6}
@@ -81,7 +84,7 @@ class Files:
 
 def ours(files: list[bytes], decoder: str, num_threads: int, num_workers: int) -> Generator[np.ndarray, None, None]:
     """Batches of this library."""
-    dataset = datasets.Dataset("files", "train", Files(files), tuple(map(str, range(1000))), 3)
+    dataset = base.Dataset("files", "train", Files(files), tuple(map(str, range(1000))), 3)
     transform = transforms.train_transform(SIZE, crop="resized", decoder=decoder)
     reading = {"num_threads": num_threads, "num_workers": num_workers}
     for batch in pipeline.train_batches(dataset, batch_size=BATCH, transform=transform, seed=0, **reading):
@@ -121,14 +124,14 @@ def decode_alone(files: list[bytes]) -> Generator[np.ndarray, None, None]:
             data = files[index % len(files)]
             header = opencv.read_header(data, 3)
             assert header is not None
-            opencv.decode_window(data, header, (0, 0, header.height, header.width), 10_000, 3)
+            opencv.decode(data, header, opencv.place((0, 0, header.height, header.width), 10_000), 3)
         yield np.empty((BATCH, SIZE, SIZE, 3), np.uint8)
 
 
 def make_pipelines(files: list[bytes], cores: int) -> dict[str, Callable[[], Generator[np.ndarray, None, None]]]:
     """Name -> function that starts it. Torchvision's are those that a name with "torchvision" has."""
     table: dict[str, Callable[[], Generator[np.ndarray, None, None]]] = {}
-    for decoder in images.DECODERS:
+    for decoder in pillow.DECODERS:
         table[f"ours, {decoder}, {cores} threads"] = functools.partial(ours, files, decoder, cores, 0)
     table[f"ours, opencv, {cores} workers"] = functools.partial(ours, files, "opencv", 0, cores)
     for kind in ("decode_jpeg", "PIL"):
@@ -169,7 +172,7 @@ def rates_of(start: Callable[[], Generator[np.ndarray, None, None]], seconds: fl
 def split_of_time(files: list[bytes], rounds: int) -> dict[str, float]:
     """Microseconds of a core for each image, by what they go to; the best of the rounds."""
     transform = transforms.train_transform(SIZE, crop="resized", decoder="opencv")
-    dataset = datasets.Dataset("files", "train", Files(files), tuple(map(str, range(1000))), 3)
+    dataset = base.Dataset("files", "train", Files(files), tuple(map(str, range(1000))), 3)
     whole = pipeline.train_batches(dataset, batch_size=BATCH, transform=transform, seed=0, num_threads=0)
     best: dict[str, float] = {}
     for round_ in range(rounds):
@@ -180,13 +183,13 @@ def split_of_time(files: list[bytes], rounds: int) -> dict[str, float]:
                 rng = np.random.default_rng((round_, index))
                 header = opencv.read_header(files[index % len(files)], 3)
                 assert header is not None, "the files are plain JPEGs"
-                chosen.append((index, rng, header, augment.sample_window(header.height, header.width, rng)))
+                chosen.append((index, rng, header, crops.sample_window(header.height, header.width, rng)))
             marks["header, window"] += time.thread_time() - begin
             for index, rng, header, window in chosen:
                 data, begin = files[index % len(files)], time.thread_time()
                 jpeg.cut(data, header, window[0] + window[2])
                 cut = time.thread_time()
-                pixels = opencv.decode_window(data, header, window, SIZE, 3)
+                pixels = opencv.decode(data, header, opencv.place(window, SIZE), 3)
                 decoded = time.thread_time()
                 transform.finish(pixels, rng)
                 marks["damage, cutting"] += cut - begin

@@ -22,8 +22,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs import imagenet_resnet50
-from resnet_jax.data import datasets
-from resnet_jax.training import chips, experiment, hlo, plan
+from resnet_jax.data.sources import base
+from resnet_jax.plan import chips, hlo, needs
+from resnet_jax.training import experiment
 
 GIB = 2**30
 
@@ -113,9 +114,9 @@ def compile_ours(devices: list[Any], batch: int, size: int, stage_sizes: tuple[i
     config = imagenet_resnet50.get_config()
     config.batch_size, config.data.image_size, config.parallel = batch * len(devices), size, "pmap"
     config.model.kwargs.stage_sizes = stage_sizes
-    ours = experiment.design(config, datasets.STOCK["imagenet2012"], devices=devices)
+    ours = experiment.design(config, base.STOCK["imagenet2012"], devices=devices)
     step: Any = ours.parallel.train_step
-    return step.lower(plan.abstract_state(ours), plan.abstract_batch(ours)).compile()
+    return step.lower(needs.abstract_state(ours), needs.abstract_batch(ours)).compile()
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ FILES = {"zip": "x.pth", "legacy": "legacy.pth", "safetensors": "x.safetensors"}
 
 def read_ours(path: str) -> None:
     """Our arrays, read to the last byte."""
-    from resnet_jax.weights.formats import load_state_dict
+    from resnet_jax.weights.files.formats import load_state_dict
 
     for array in load_state_dict(path).values():
         look_at(array)
@@ -45,7 +45,7 @@ def read_torch(path: str) -> None:
 def variables_ours(path: str) -> object:
     """Our variables, as NumPy arrays."""
     import resnet_jax
-    from resnet_jax.weights.formats import load_state_dict
+    from resnet_jax.weights.files.formats import load_state_dict
 
     return resnet_jax.from_torch(resnet_jax.create_model(MODEL), load_state_dict(path))
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 import resnet_jax
-from resnet_jax.training.optimizer import create_optimizer
-from resnet_jax.training.parallel import AXIS, parallelize
-from resnet_jax.training.step import create_train_state, eval_step, train_step
-from resnet_jax.weights import verify
+from resnet_jax.proof import verify
+from resnet_jax.step.optimizer import create_optimizer
+from resnet_jax.step.parallel import AXIS, parallelize
+from resnet_jax.step.step import create_train_state, eval_step, train_step
 
 RECIPE = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 

@@ -40,8 +40,8 @@ from resnet_jax.version import __version__
 from resnet_jax.weights.adapt import adapt, graft
 from resnet_jax.weights.convert import from_torch, to_torch
 from resnet_jax.weights.fold import fold_batch_norm
-from resnet_jax.weights.hub import load_pretrained, save_pretrained
-from resnet_jax.weights.registry import list_pretrained
+from resnet_jax.weights.pretrained import load_pretrained, save_pretrained
+from resnet_jax.weights.published.registry import list_pretrained
 from resnet_jax.weights.sources import class_names, preprocessing
 
 __all__ = [

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax.data.datasets import Dataset
-from resnet_jax.data.images import ImageArray, ImageLike, UnreadableImage
+from resnet_jax.data.images.pillow import ImageArray, ImageLike, UnreadableImage
+from resnet_jax.data.sources.base import Dataset
 from resnet_jax.data.transforms import Preprocessing
 from resnet_jax.models.resnet import ResNet
 

@@ -1,9 +1,9 @@
 """Set before JAX starts: CPU only, four virtual devices, a kept compilation cache, and strictness."""
 
 import os
-import pathlib
 
-ROOT = pathlib.Path(__file__).parent.parent
+from paths import ROOT
+
 SETTINGS = {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": "4",

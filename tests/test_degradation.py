@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib")
 from benchmarks import degradation
 from resnet_jax import create_model
 from resnet_jax.data import datasets
-from resnet_jax.training import checkpoint
+from resnet_jax.weights.files import orbax_folder
 
 PLAIN_20, PLAIN_56, RESNET_20, RESNET_56 = "plain-20", "plain-56", "ResNet-20", "ResNet-56"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -183,7 +183,7 @@ def test_the_figure_of_a_run_that_has_only_begun_is_a_picture(tmp_path):
 
 def error_by_hand(workdir, split):
     """In percent, of the net in `workdir`, on all 64 images at once."""
-    model, variables = create_model("test_resnet", num_classes=10), checkpoint.load_variables(str(workdir))
+    model, variables = create_model("test_resnet", num_classes=10), orbax_folder.load_variables(str(workdir))
     source = datasets.open_dataset("synthetic", split, image_size=16, num_examples=64).source
     examples = [source[index] for index in range(64)]
     images = (np.stack([example["image"] for example in examples]) / np.float32(255) - 0.5) / 0.25

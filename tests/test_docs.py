@@ -1,7 +1,6 @@
 """The pages do what they say: every Python block is run, and what it prints is what stands below it."""
 
 import contextlib
-import re
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +8,8 @@ import numpy as np
 import pytest
 
 import resnet_jax
+from pages import blocks
 from resnet_jax.models import variants
-from test_house import ROOT
-
-
-def blocks(page, language):
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
-    return [content for name, content in found if name == language]
 
 
 @pytest.fixture(scope="module")

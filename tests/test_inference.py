@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from resnet_jax import BasicBlock, ResNet, inference
-from resnet_jax.data.datasets import Dataset
-from resnet_jax.data.images import UnreadableImage
+from resnet_jax.data.images.pillow import UnreadableImage
+from resnet_jax.data.sources.base import Dataset
 from resnet_jax.data.transforms import Preprocessing
 
 CLASSES = 7

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import resnet_jax
+from paths import ROOT
 from resnet_jax import cli
-from test_house import ROOT
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -129,7 +129,7 @@ def test_the_demo_reaches_what_it_promises(tmp_path):
     assert cli.main(["convert", f"{tmp_path}/run", f"--out={tmp_path}/x.safetensors"]) == 0
     with jax.numpy_rank_promotion("allow"):
         model = resnet_jax.cifar_resnet20(train=False)
-        from resnet_jax.weights import formats
+        from resnet_jax.weights.files import formats
 
         variables = resnet_jax.from_torch(model, formats.load_state_dict(tmp_path / "x.safetensors"))
         assert model.apply(variables, jnp.zeros((1, 8, 8, 1))).shape == (1, 10)

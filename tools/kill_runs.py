@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))
 import jax  # noqa: E402 - after its settings
 import numpy as np  # noqa: E402 - likewise
 
-from resnet_jax.training import checkpoint  # noqa: E402 - after the path
+from resnet_jax.weights.files import orbax_folder  # noqa: E402 - likewise
 
 STEPS = 60
 CONFIG = """
@@ -237,7 +237,7 @@ def records(workdir: pathlib.Path) -> int:
 def last_checkpoint(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     """Every number of the last checkpoint: parameters, batch statistics, momentum, step."""
     folder = workdir / "checkpoints" / str(STEPS)
-    trees = [checkpoint.load_tree(str(folder / item)) for item in ("variables", "progress")]
+    trees = [orbax_folder.load_tree(str(folder / item)) for item in ("variables", "progress")]
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(trees)}
 
 

@@ -2,8 +2,9 @@
 
     python tools/make_registry.py
 
-makes `resnet_jax/weights/registry.json` and `imagenet1k.json`. Accuracies of timm's weights are not in its wheel: they
-come from `timm_results.csv` beside this file. A test holds the written tables to the installed libraries.
+makes `registry.json` and `imagenet1k.json` in `resnet_jax/weights/published`. Accuracies of timm's weights are not in
+its wheel: they come from `timm_results.csv` beside this file. A test holds the written tables to the installed
+libraries.
 """
 
 import csv
@@ -22,7 +23,7 @@ from torchvision.models._meta import _IMAGENET_CATEGORIES
 from resnet_jax.models.variants import ALIASES
 
 HERE = pathlib.Path(__file__).parent
-PACKAGE = HERE.parent / "resnet_jax" / "weights"
+PACKAGE = HERE.parent / "resnet_jax" / "weights" / "published"
 # timm's configuration names no repository for it, and its URL is where the file is known to be.
 WITHOUT_BUILDER = "resnext101_32x48d.fb_wsl_ig1b_ft_in1k"
 # Taken over under timm's names. The rest of its fields have the same value for every ResNet, or none.

@@ -7,7 +7,7 @@ import pathlib
 import sys
 from typing import Any
 
-from resnet_jax.weights import proof
+from resnet_jax.proof import recorded
 
 FOLDER = pathlib.Path(__file__).parent.parent / "proofs"
 EVEN_AND_ODD = ((64, 64), (65, 97))
@@ -37,7 +37,7 @@ def main() -> int:
         sizes = ((32, 32), (33, 29)) if name.startswith("cifar") else EVEN_AND_ODD
         library = None if name.startswith("cifar") else "timm"
         path = FOLDER / f"{name}.safetensors"
-        (written,) = proof.record(path, name, fields=fields, arguments=arguments, library=library, sizes=sizes)
+        (written,) = recorded.record(path, name, fields=fields, arguments=arguments, library=library, sizes=sizes)
         print(f"{written.name:<32}{written.stat().st_size / 1e6:.2f} MB", flush=True)
     return 0
 

@@ -17,9 +17,9 @@ import numpy as np
 from absl import flags
 
 from resnet_jax import processes
-from resnet_jax.data.datasets import Dataset
-from resnet_jax.data.images import UnreadableImage, decode
+from resnet_jax.data.images.pillow import UnreadableImage, decode
 from resnet_jax.data.order import Host, Order, Repeated, Shuffled, apart
+from resnet_jax.data.sources.base import Dataset
 
 logger = logging.getLogger(__name__)
 

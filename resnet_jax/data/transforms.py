@@ -11,14 +11,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from resnet_jax.data import images, opencv
-from resnet_jax.data.augment import SCALE, cut_window, flip_coin, pad_and_crop, random_erase, random_flip, sample_window
-from resnet_jax.data.augment import random_resized_crop as random_resized_crop
-from resnet_jax.data.autoaugment import NO_JITTER, Augmentation, create_augmentation
-from resnet_jax.data.images import ImageArray, ImageLike, center_crop, resize, resize_shorter
-from resnet_jax.data.images import UnreadableImage as UnreadableImage
+from resnet_jax.data.augment.autoaugment import NO_JITTER, Augmentation, create_augmentation
+from resnet_jax.data.augment.crops import (
+    SCALE,
+    cut_window,
+    flip_coin,
+    pad_and_crop,
+    random_erase,
+    random_flip,
+    sample_window,
+)
+from resnet_jax.data.augment.crops import random_resized_crop as random_resized_crop
+from resnet_jax.data.images import opencv, pillow
+from resnet_jax.data.images.pillow import ImageArray, ImageLike, center_crop, resize, resize_shorter
+from resnet_jax.data.images.pillow import UnreadableImage as UnreadableImage
 
 CROPS = ("pad", "resized", "none")
+# Of each channel, in units of full scale: what torchvision and timm prepare most images with.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # What the pipeline calls --------------------------------------------------------------------------------
 
@@ -55,7 +65,7 @@ def train_transform(
       fill: the data's mean colour, 0..255, for each channel or for all: of the padding, of what is erased, and where
         `augment_fill` says so.
       decoder: "opencv" or "pillow"; "resized" only, the others are Pillow's. The windows are the same, the pixels are
-        not quite: a run keeps to one. `images.resolve_decoder` chooses.
+        not quite: a run keeps to one. `pillow.resolve_decoder` chooses.
       augment: a policy's name; this one and the next four are the arguments of `autoaugment.create_augmentation`.
       augment_ops: its `num_ops`.
       augment_magnitude: its `magnitude`.
@@ -77,9 +87,9 @@ def train_transform(
         raise ValueError(f"padding={padding} pixels must be 0 or more.")
     if not fill or not all(0 <= value <= 255 for value in fill):
         raise ValueError(f"fill={fill} must be numbers in 0..255, one for each channel, or one for all.")
-    if decoder not in images.DECODERS:
-        known = " or ".join(map(repr, images.DECODERS))
-        raise ValueError(f"decoder={decoder!r} is not known here: use {known}, or what images.resolve_decoder gives.")
+    if decoder not in pillow.DECODERS:
+        known = " or ".join(map(repr, pillow.DECODERS))
+        raise ValueError(f"decoder={decoder!r} is not known here: use {known}, or what pillow.resolve_decoder gives.")
     _check_erase(erase, erase_noise)
     augmentation = create_augmentation(
         augment,
@@ -90,7 +100,7 @@ def train_transform(
         color_jitter=color_jitter,
         mean=tuple(fill),
     )
-    decoder = images.resolve_decoder(decoder)
+    decoder = pillow.resolve_decoder(decoder)
     return TrainTransform(
         image_size, crop, crop_scale, padding, flip, tuple(fill), decoder, augmentation, erase, erase_noise
     )
@@ -166,7 +176,7 @@ class TrainTransform:
         if self.crop == "resized" and self.decoder == "opencv":
             header = opencv.read_header(data, channels)
         if header is None:
-            return lambda _: self(images.decode(data, channels), rng)
+            return lambda _: self(pillow.decode(data, channels), rng)
         window = sample_window(header.height, header.width, rng, self.crop_scale)
         mirror = self.flip and flip_coin(rng)
         read = opencv.begin_window(data, header, window, self.image_size, channels, mirror)
@@ -223,8 +233,8 @@ def _check_erase(erase: float, noise: tuple[float, ...] | None) -> None:
 
 
 def _check_interpolation(interpolation: str) -> None:
-    if interpolation not in images.INTERPOLATIONS:
-        known = " or ".join(map(repr, images.INTERPOLATIONS))
+    if interpolation not in pillow.INTERPOLATIONS:
+        known = " or ".join(map(repr, pillow.INTERPOLATIONS))
         raise ValueError(f"interpolation={interpolation!r} is not known: use {known}.")
 
 
@@ -260,7 +270,7 @@ class Preprocessing:
         _check_positive("image_size", self.image_size)
         _check_positive("resize_size", self.resize_size)
         _check_interpolation(self.interpolation)
-        if len(self.mean) != len(self.std) or len(self.mean) not in images.MODES or not all(s > 0 for s in self.std):
+        if len(self.mean) != len(self.std) or len(self.mean) not in pillow.MODES or not all(s > 0 for s in self.std):
             raise ValueError(
                 f"mean={self.mean} and std={self.std} must both have 1 entry (grey) or 3 (RGB), and no std may be 0."
             )
@@ -288,11 +298,11 @@ class Preprocessing:
             raise
 
     def _pixels(self, image: ImageLike) -> ImageArray:
-        opened = images.open_image(image, self.channels)
-        height, width = images.shorter_to(opened.height, opened.width, self.resize_size)
+        opened = pillow.open_image(image, self.channels)
+        height, width = pillow.shorter_to(opened.height, opened.width, self.resize_size)
         if (width, height) != opened.size:
-            opened = opened.resize((width, height), images.INTERPOLATIONS[self.interpolation])
-        return center_crop(images.to_array(opened), self.image_size)
+            opened = opened.resize((width, height), pillow.INTERPOLATIONS[self.interpolation])
+        return center_crop(pillow.to_array(opened), self.image_size)
 
     def normalize(self, pixels: Any) -> Any:
         """float32 `(pixels / 255 - mean) / std` of uint8 `[..., h, w, channels]`, a NumPy or a (traced) JAX array."""

@@ -140,7 +140,7 @@ def freeze(norm: ModuleDef) -> ModuleDef:
     """A factory of `norm` layers whose scale and bias get no gradient; bind it with `train=False` for the statistics.
 
     The parameters stay where they are in the tree. Weight decay is not a gradient: leave frozen parameters out of it
-    in the optimizer (`training.optimizer.label_params` tells them apart).
+    in the optimizer (Flax's `traverse_util.path_aware_map` tells them apart).
     """
 
     def build(**kwargs: Any) -> Callable[[Array], Array]:

@@ -153,7 +153,7 @@ class ResNet(nn.Module):
 
     def __post_init__(self) -> None:
         for field in ("block", "stage_sizes", "stage_features", "block_widths", "freeze_norm"):
-            object.__setattr__(self, field, _tuples(getattr(self, field)))
+            object.__setattr__(self, field, tuples(getattr(self, field)))
         super().__post_init__()
 
     @nn.compact
@@ -336,6 +336,6 @@ def feature_info(model: ResNet) -> tuple[FeatureInfo, ...]:
     return tuple(FeatureInfo(name, found[name].shape[-1], 256 // found[name].shape[-3]) for name in names)
 
 
-def _tuples(value: Any) -> Any:
+def tuples(value: Any) -> Any:
     """Lists inside and out to tuples; everything else as it is."""
-    return tuple(map(_tuples, value)) if type(value) in (list, tuple) else value
+    return tuple(map(tuples, value)) if type(value) in (list, tuple) else value

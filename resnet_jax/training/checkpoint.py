@@ -13,23 +13,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict
 from orbax.checkpoint import checkpoint_managers
 
-from resnet_jax.training.step import TrainState
-
-CHECKPOINTS = "checkpoints"
+from resnet_jax.step.step import TrainState
+from resnet_jax.weights.files.orbax_folder import CHECKPOINTS, absolute
 
 
 class CheckpointMismatch(ValueError):
     """A checkpoint holds other variables than the model that is to take them."""
-
-
-class NoAverage(FileNotFoundError):
-    """A moving average is asked of what holds none."""
 
 
 class DamagedCheckpoint(RuntimeError):
@@ -78,7 +72,7 @@ class Checkpointer:
             enable_async_checkpointing=True,
         )
         handlers = {name: ocp.StandardCheckpointHandler() for name in ("variables", "progress", "ema")}
-        self._folder = _absolute(workdir) / CHECKPOINTS
+        self._folder = absolute(workdir) / CHECKPOINTS
         with self._told():
             if keep is not None and jax.process_index() == 0:
                 _clear(self._folder)
@@ -197,52 +191,6 @@ def _items(state: TrainState) -> dict[str, Any]:
     return items if state.ema is None else items | {"ema": state.ema}
 
 
-def save_variables(path: str, variables: Mapping[str, Any]) -> None:
-    """Writes `{'params': ..., 'batch_stats': ...}` as an Orbax folder that `load_variables` reads.
-
-    Raises:
-      ValueError: the folder exists.
-    """
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(_absolute(path), jax.tree.map(np.asarray, dict(variables)))
-
-
-def load_variables(path: str, *, ema: bool = False) -> dict[str, Any]:
-    """Variables as NumPy arrays, from an exported folder, a checkpoint, or the newest checkpoint of a workdir.
-
-    Args:
-      path: of any of these.
-      ema: the moving average of the variables, which only a checkpoint has, of a run that keeps one.
-
-    Raises:
-      FileNotFoundError: there is neither at `path`.
-      NoAverage: there is no average in it.
-    """
-    folder = _absolute(path)
-    if (folder / CHECKPOINTS).exists():
-        steps = ocp.utils.checkpoint_steps(folder / CHECKPOINTS)
-        if not steps:
-            raise FileNotFoundError(f"{folder} is the workdir of a run that has not saved a checkpoint yet.")
-        folder = folder / CHECKPOINTS / str(max(steps))
-    if ema and not (folder / "ema").exists():
-        raise NoAverage(f"{folder} holds no moving average: its run kept none (config.ema.decay=0).")
-    if (folder / "variables").exists():
-        folder = folder / ("ema" if ema else "variables")
-    if not (folder / "_METADATA").exists():
-        raise FileNotFoundError(
-            f"{path} is neither a workdir of train.py, nor a checkpoint in one, nor exported variables."
-        )
-    return load_tree(str(folder))
-
-
-def load_tree(path: str) -> Any:
-    """Any one item that Orbax wrote, as nested containers of NumPy arrays, whatever devices it came from."""
-    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-        tree = handler.metadata(_absolute(path)).tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        return handler.restore(_absolute(path), args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-
-
 def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], source: str) -> None:
     """Raises `CheckpointMismatch`, naming every difference, unless two `{dotted name: shape}` tables agree."""
     lines = [f"  missing from it: {name} {wanted[name]}" for name in sorted(wanted.keys() - found.keys())]
@@ -262,9 +210,3 @@ def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], source: str)
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(leaf.shape) for name, leaf in flatten_dict(dict(tree), sep=".").items()}
-
-
-def _absolute(path: str) -> epath.Path:
-    """Orbax takes absolute paths only; a bucket's are so already."""
-    folder = epath.Path(path).expanduser()
-    return folder if "://" in str(path) else folder.resolve()

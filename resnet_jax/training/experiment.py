@@ -11,12 +11,14 @@ import ml_collections
 import numpy as np
 import optax
 
-from resnet_jax.data import datasets, images, pipeline
+from resnet_jax.data import datasets, pipeline
+from resnet_jax.data.images import pillow
+from resnet_jax.data.sources import base
 from resnet_jax.models import variants
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.step.parallel import AXIS, Parallel, check_divisible, device_groups, parallelize
+from resnet_jax.step.step import TrainState, create_train_state, eval_step, train_step
 from resnet_jax.training import initial, inputs, recipe
-from resnet_jax.training.parallel import AXIS, Parallel, check_divisible, device_groups, parallelize
-from resnet_jax.training.step import TrainState, create_train_state, eval_step, train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Experiment:
     """What a config describes, but for the data themselves; `config` with what it left open filled in."""
 
     config: ml_collections.ConfigDict
-    facts: datasets.Facts
+    facts: base.Facts
     steps_per_epoch: int
     num_steps: int
     model: ResNet
@@ -75,8 +77,8 @@ class Experiment:
 class Run(Experiment):
     """An experiment with its data, ready to be run."""
 
-    train_data: datasets.Dataset
-    test_data: datasets.Dataset
+    train_data: base.Dataset
+    test_data: base.Dataset
 
 
 def build(config: ml_collections.ConfigDict) -> Run:
@@ -86,8 +88,8 @@ def build(config: ml_collections.ConfigDict) -> Run:
       ValueError: keys that contradict each other, the data, or the devices; the message names both sides.
     """
     train_data, test_data = _open(config)
-    experiment = design(config, datasets.facts(train_data, test_data))
-    found, wanted = datasets.fingerprint(train_data, test_data), experiment.config.data.fingerprint
+    experiment = design(config, base.facts(train_data, test_data))
+    found, wanted = base.fingerprint(train_data, test_data), experiment.config.data.fingerprint
     if wanted not in ("", found):
         raise ValueError(
             f"config.data.fingerprint={wanted!r}, but that of {config.data.name!r} is {found!r}: its images, labels or "
@@ -98,7 +100,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
 
 
 def design(
-    config: ml_collections.ConfigDict, facts: datasets.Facts, devices: Sequence[jax.Device] | None = None
+    config: ml_collections.ConfigDict, facts: base.Facts, devices: Sequence[jax.Device] | None = None
 ) -> Experiment:
     """All but the data: for `devices` (by default, those of this run), which need not be attached.
 
@@ -108,7 +110,7 @@ def design(
     config = ml_collections.ConfigDict(config.copy_and_resolve_references())
     config.model.num_classes = config.model.num_classes or facts.num_classes
     # Recorded with the run, for the two give slightly different pixels. Other crops are Pillow's alone.
-    config.data.decoder = images.resolve_decoder(config.data.decoder if config.data.crop == "resized" else "pillow")
+    config.data.decoder = pillow.resolve_decoder(config.data.decoder if config.data.crop == "resized" else "pillow")
     num_devices = len(devices) if devices is not None else jax.device_count()
     _check(config, facts, num_devices)
     steps_per_epoch = facts.num_train // config.batch_size
@@ -161,40 +163,40 @@ def eval_batches(run: Run) -> Any:
     )
 
 
-def _open(config: ml_collections.ConfigDict) -> tuple[datasets.Dataset, datasets.Dataset]:
+def _open(config: ml_collections.ConfigDict) -> tuple[base.Dataset, base.Dataset]:
     """What is trained and what is tested on."""
     data = config.data
     options = {key: data[key] for key in ("path", "data_dir", "image_size", "num_examples")}
 
-    def open_split(split: str) -> datasets.Dataset:
+    def open_split(split: str) -> base.Dataset:
         return datasets.open_dataset(data.name, split, **options)
 
     if not data.held_out:
         return open_split("train"), open_split("test")
     try:
-        return datasets.hold_out(open_split("train"), data.held_out)
+        return base.hold_out(open_split("train"), data.held_out)
     except ValueError as error:
         raise ValueError(f"config.data.held_out={data.held_out}: {error}") from error
 
 
-def data_facts(config: ml_collections.ConfigDict) -> datasets.Facts:
+def data_facts(config: ml_collections.ConfigDict) -> base.Facts:
     """What `design` must know of the config's data: of a stock data set without having it, else by opening it.
 
     Raises:
       ValueError: the data cannot be opened.
     """
-    name = config.data.name.removeprefix(datasets.TFDS_PREFIX)
-    if name in datasets.STOCK:
-        facts, held_out = datasets.STOCK[name], config.data.held_out
+    name = config.data.name.removeprefix(base.TFDS_PREFIX)
+    if name in base.STOCK:
+        facts, held_out = base.STOCK[name], config.data.held_out
         if not 0 <= held_out < facts.num_train:
             raise ValueError(f"config.data.held_out={held_out} must be 0 or more, and less than {facts.num_train}.")
         return dataclasses.replace(facts, num_train=facts.num_train - held_out, num_test=held_out or facts.num_test)
     try:
-        return datasets.facts(*_open(config))
+        return base.facts(*_open(config))
     except (OSError, ImportError) as error:
         raise ValueError(
             f"how many images and classes has {config.data.name!r}? It cannot be opened: {error} Without data it can "
-            f"be one of {', '.join(datasets.STOCK)}, or synthetic: --config.data.name=imagenet2012."
+            f"be one of {', '.join(base.STOCK)}, or synthetic: --config.data.name=imagenet2012."
         ) from error
 
 
@@ -208,7 +210,7 @@ def _reading(data: ml_collections.ConfigDict) -> dict[str, Any]:
     }
 
 
-def _check(config: ml_collections.ConfigDict, facts: datasets.Facts, num_devices: int) -> None:
+def _check(config: ml_collections.ConfigDict, facts: base.Facts, num_devices: int) -> None:
     """Refuses keys that contradict each other or the data, before anything is compiled."""
     for key in ("mean", "std"):
         if len(config.data[key]) != facts.channels:
@@ -281,7 +283,7 @@ def _create_model(config: ml_collections.ConfigDict, num_devices: int) -> ResNet
     )
 
 
-def _initialise(model: ResNet, config: ml_collections.ConfigDict, facts: datasets.Facts) -> Any:
+def _initialise(model: ResNet, config: ml_collections.ConfigDict, facts: base.Facts) -> Any:
     """Random variables, of the config's seed."""
     size = config.data.image_size
     images = jnp.zeros((1, size, size, facts.channels))

@@ -12,10 +12,11 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.training import checkpoint
-from resnet_jax.weights import convert, formats, registry, sources
+from resnet_jax.weights import convert, sources
 from resnet_jax.weights.adapt import adapt, describe, in_modules
 from resnet_jax.weights.errors import ConversionError
+from resnet_jax.weights.files import formats, orbax_folder
+from resnet_jax.weights.published import registry
 
 logger = logging.getLogger(__name__)
 
@@ -70,10 +71,10 @@ def _read(source: str, ema: bool) -> tuple[dict[Path, np.ndarray], str]:
     if not _is_ours(source):
         tensors = formats.load_state_dict(sources.fetch(source))
         return flatten_dict(convert.without_model(tensors)), "weights under PyTorch's names"
-    with contextlib.suppress(checkpoint.NoAverage):
+    with contextlib.suppress(orbax_folder.NoAverage):
         if ema:
-            return flatten_dict(checkpoint.load_variables(source, ema=True)), "its moving average"
-    return flatten_dict(checkpoint.load_variables(source)), "its last variables"
+            return flatten_dict(orbax_folder.load_variables(source, ema=True)), "its moving average"
+    return flatten_dict(orbax_folder.load_variables(source)), "its last variables"
 
 
 def _is_ours(source: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 
 from resnet_jax.data import pipeline, transforms
-from resnet_jax.data.images import INTERPOLATIONS
+from resnet_jax.data.images.pillow import INTERPOLATIONS
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,11 @@ import ml_collections
 from etils import epath
 
 from resnet_jax import version
-from resnet_jax.training import checkpoint, experiment, hosts, metrics, plan, report, workdirs
-from resnet_jax.training.parallel import connect
-from resnet_jax.training.step import TrainState
+from resnet_jax.runs import history, plots, reporting, workdirs
+from resnet_jax.step import metrics
+from resnet_jax.step.parallel import connect
+from resnet_jax.step.step import TrainState
+from resnet_jax.training import checkpoint, experiment, hosts
 from resnet_jax.training.trace import Trace
 from resnet_jax.training.window import Window, check_unreadable
 
@@ -42,7 +44,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     """
     use_compilation_cache(config.compilation_cache_dir)
     run = experiment.build(config)
-    _check_hosts(run)
+    check_hosts(run)
     with workdirs.alone(workdir, writes=hosts.is_first()):
         return _train(run, workdir)
 
@@ -61,11 +63,11 @@ def _train(run: experiment.Run, workdir: str) -> dict[str, Any]:
         state = _restore_or_create(run, checkpoints)
         first_step = int(state.step)
         # Records of later steps belong to a start that was killed before it saved: they will be made again.
-        before = [r for r in report.test_records(report.read_metrics(workdir)) if r["step"] <= first_step]
+        before = [r for r in history.test_records(history.read_metrics(workdir)) if r["step"] <= first_step]
         scores.update({record["step"]: record["accuracy"] for record in before})
         if hosts.is_first():
             workdirs.record_start(workdir, workdirs.describe_start(first_step=first_step))
-        reporter = report.Reporter(
+        reporter = reporting.Reporter(
             workdir,
             first_step=first_step,
             num_steps=run.num_steps,
@@ -76,7 +78,7 @@ def _train(run: experiment.Run, workdir: str) -> dict[str, Any]:
         with reporter, trace:
             last = _Steps(run, checkpoints, reporter, scores, preemption).make(state, trace)
     if hosts.is_first():
-        report.leave_curves(workdir)
+        plots.leave_curves(workdir)
     return last or before[-1]
 
 
@@ -93,7 +95,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     """
     use_compilation_cache(config.compilation_cache_dir)
     run = experiment.build(config)
-    _check_hosts(run)
+    check_hosts(run)
     if not workdir:
         if not run.config.init_from:
             raise ValueError("nothing to evaluate: give --workdir of a run, or --config.init_from=WEIGHTS.")
@@ -108,31 +110,6 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
         return {"step": int(state.step), **_evaluate(run, state, lambda: _stop_if_told(preemption))}
 
 
-def dry_run(config: ml_collections.ConfigDict) -> list[str]:
-    """Builds everything, reads one batch and compiles the step, as `train` would; makes no step and writes nothing.
-
-    Returns:
-      Lines for people: data, steps, parameters, and what the compiler says of the step on each device.
-
-    Raises:
-      ValueError, plan.DoesNotFit: as `train` would fail.
-    """
-    run = experiment.build(config)
-    _check_hosts(run)
-    with contextlib.closing(experiment.train_batches(run, 0)) as batches:
-        batch = next(batches)
-    if run.config.init_from:
-        run.load_initial()
-    return [
-        f"data         {run.config.data.name}: {run.facts.num_train:,} images to train on, {run.facts.num_test:,} to "
-        f"test on, {run.facts.num_classes} classes; fingerprint {run.config.data.fingerprint}",
-        f"batch        {run.config.batch_size} images, {len(batch['label'])} on this host, {batch['image'].shape[1:]}",
-        f"run          {run.num_steps:,} steps, {run.steps_per_epoch:,} an epoch",
-        *plan.describe(plan.analyse(run)),
-        "nothing was trained or written",
-    ]
-
-
 def use_compilation_cache(folder: str) -> None:
     """Keeps compiled programs in `folder`, unless JAX was told of another one or `folder` is empty."""
     if folder and not jax.config.values["jax_compilation_cache_dir"]:
@@ -142,8 +119,12 @@ def use_compilation_cache(folder: str) -> None:
 # Before the first step ----------------------------------------------------------------------------------
 
 
-def _check_hosts(run: experiment.Run) -> None:
-    """Hosts that disagree would train on other data, or wait for each other for ever."""
+def check_hosts(run: experiment.Run) -> None:
+    """Hosts that disagree would train on other data, or wait for each other for ever.
+
+    Raises:
+      hosts.HostsDisagree: they do.
+    """
     facts = {f"config.{key}": value for key, value in workdirs.shared_keys(run.config).items()}
     versions = {"version of resnet_jax": version.__version__, "version of jax": jax.__version__}
     devices = {"number of devices": jax.local_device_count()}
@@ -182,7 +163,7 @@ class _Steps:
         self,
         run: experiment.Run,
         checkpoints: checkpoint.Checkpointer,
-        reporter: report.Reporter,
+        reporter: reporting.Reporter,
         scores: dict[int, float],
         preemption: hosts.Preemption,
     ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 import optax
 
-from resnet_jax.training import averaging, losses, mixing, optimizer, parts
+from resnet_jax.step import averaging, losses, mixing, optimizer, parts
 
 LOSSES = {"softmax": losses.softmax_cross_entropy, "bce": losses.binary_cross_entropy}
 

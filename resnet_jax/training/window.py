@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from resnet_jax.training import metrics
+from resnet_jax.step import metrics
 
 
 class TrainingDiverged(RuntimeError):

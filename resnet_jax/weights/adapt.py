@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.weights.convert import FIRST_CONVS, ConversionError, Variables
-from resnet_jax.weights.formats import as_numpy
+from resnet_jax.weights.files.formats import as_numpy
 
 Path = tuple[str, ...]
 

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.weights.errors import ConversionError
-from resnet_jax.weights.formats import as_numpy
+from resnet_jax.weights.files.formats import as_numpy
 from resnet_jax.weights.names import COUNTER, native_names
 
 Variables = dict[str, Any]

@@ -21,7 +21,7 @@ from resnet_jax.models.shortcuts import SHORTCUTS
 from resnet_jax.models.stems import STEM_POOLS, STEMS
 from resnet_jax.weights import convert
 from resnet_jax.weights.convert import ConversionError, Variables
-from resnet_jax.weights.formats import as_numpy
+from resnet_jax.weights.files.formats import as_numpy
 
 Path = tuple[str, ...]
 

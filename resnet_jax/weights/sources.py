@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from resnet_jax.weights import download, registry, timm_config
+from resnet_jax.weights.published import download, registry, timm_config
 
 if TYPE_CHECKING:
     from resnet_jax.data.transforms import Preprocessing
@@ -20,8 +20,6 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # What a repository or a folder may call its weights, the best first.
 WEIGHT_FILES = (WEIGHTS, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 SOURCES = 'a tag ("resnet50.tv2_in1k"), "hf-hub:ORG/REPO", a URL, a file or a folder'
-# Without these an image cannot be prepared.
-PREPROCESSING = ("input_size", "crop_pct", "interpolation", "mean", "std")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,8 @@ import re
 
 import tensorflow_datasets as tfds
 
-from resnet_jax.data import folder
 from resnet_jax.data.prepare.sources import Entry, Source
+from resnet_jax.data.sources import folder
 
 SPLITS = {"train": ("train",), "test": ("test",), "validation": ("val", "validation")}
 VERSION = "1.0.0"

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-from resnet_jax.data.archives import read_slice, walk_tar
 from resnet_jax.data.prepare.sources import Entry, Source, stock_source
+from resnet_jax.data.sources.archives import read_slice, walk_tar
 
 FILES = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
 COUNTS = {"train": 1_281_167, "validation": 50_000}

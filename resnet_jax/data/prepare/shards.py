@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from array_record.python import array_record_module
 from tensorflow_datasets.core import hashing
 
-from resnet_jax.data.images import UnreadableImage
+from resnet_jax.data.images.pillow import UnreadableImage
 from resnet_jax.data.prepare.sources import Encoder, Entry, Source
 
 # One record a group, as TFDS writes and random access wants; encoded images do not shrink any more.

@@ -9,9 +9,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from resnet_jax.data import images
-from resnet_jax.data.archives import READ_ERRORS
-from resnet_jax.data.images import UnreadableImage
+from resnet_jax.data.images import pillow
+from resnet_jax.data.images.pillow import UnreadableImage
+from resnet_jax.data.sources.archives import READ_ERRORS
 
 KEPT_MODES = ("RGB", "L")
 
@@ -131,8 +131,8 @@ def plain_image(data: bytes, decode: bool = False) -> bytes:
         raise UnreadableImage(f"the {len(data)} bytes are no image ({error})") from error
     if plain:
         if decode:
-            images.decode(data)
+            pillow.decode(data)
         return data
     buffer = io.BytesIO()
-    images.open_image(data).save(buffer, format="PNG")
+    pillow.open_image(data).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -1,0 +1,84 @@
+"""The verb `predict`: the most probable classes of images."""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from resnet_jax import inference
+from resnet_jax.cli import net
+from resnet_jax.data.sources.folder import EXTENSIONS
+
+
+def add_verb(verbs: Any) -> None:
+    """Adds `predict` to argparse's sub-parsers."""
+    verb = verbs.add_parser("predict", help="the most probable classes of images")
+    verb.add_argument("images", nargs="+", metavar="IMAGE", help="an image file, or a folder of them")
+    verb.add_argument("--top", type=int, default=5, help="classes to show")
+    verb.add_argument("--json", action="store_true", help="one JSON object a line, for each image")
+    net.add_net(verb, batch_size=32)
+    verb.set_defaults(run=lambda arguments: _predict(arguments, net.load(arguments)))
+
+
+def _predict(arguments: argparse.Namespace, found: net.Net) -> int:
+    """Exit code 1 if an image could not be read; each is named, and the others are predicted."""
+    if arguments.top < 1:
+        raise ValueError(f"--top={arguments.top} must be 1 or more.")
+    paths, class_names = _image_files(arguments.images), _class_names(found)
+    rows = inference.predictions(
+        found.model, found.variables, paths, found.preprocessing, batch_size=arguments.batch_size
+    )
+    code = 0
+    for path, row in zip(paths, rows, strict=True):
+        if isinstance(row, Exception):
+            code = 1
+            net.say(f"left out: {row}")
+            if arguments.json:
+                print(json.dumps({"image": str(path), "error": str(row)}))
+            continue
+        top = [(class_names[i], float(row[i]), int(i)) for i in np.argsort(-row, kind="stable")[: arguments.top]]
+        if arguments.json:
+            keys = ("name", "probability", "class")
+            print(json.dumps({"image": str(path), "top": [dict(zip(keys, line, strict=True)) for line in top]}))
+        else:
+            print(path, *(f"  {probability:8.2%}  {name}" for name, probability, _ in top), sep="\n")
+    return code
+
+
+def _class_names(found: net.Net) -> Sequence[str]:
+    """Those that come with the network, or of its run's data, or numbers."""
+    names = found.class_names
+    if names is None and found.data:
+        try:
+            names = net.open_of_run(found.data, "test").class_names
+        except (OSError, ValueError, ImportError) as error:
+            net.say(f"classes have numbers for names, since the data of the run cannot be opened: {error}")
+    if names is None:
+        return [f"class {i}" for i in range(found.model.num_classes)]
+    if len(names) != found.model.num_classes:
+        raise ValueError(f"there are {len(names)} class names for the network's {found.model.num_classes} classes.")
+    return names
+
+
+def _image_files(given: Iterable[str]) -> list[pathlib.Path]:
+    """The files themselves, and the images in folders and folders of folders, sorted; others there are named."""
+    paths: list[pathlib.Path] = []
+    for path in (pathlib.Path(name).expanduser() for name in given):
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist: give image files, or folders of them.")
+        paths += _images_of(path) if path.is_dir() else [path]
+    return paths
+
+
+def _images_of(folder: pathlib.Path) -> list[pathlib.Path]:
+    inside = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    files = [folder / path for path in inside if not any(part.startswith(".") for part in path.parts)]
+    images = [path for path in files if path.suffix.lower() in EXTENSIONS]
+    if not images:
+        raise ValueError(f"{folder} has no images ({', '.join(EXTENSIONS)}) among its {len(files)} files.")
+    for path in sorted(set(files) - set(images)):
+        net.say(f"left out: {path} is no image by its name ({', '.join(EXTENSIONS)}); name it alone to have it tried")
+    return images

@@ -1,0 +1,148 @@
+"""The verb `verify`: a comparison with PyTorch live, its record to take along, and the check of a record."""
+
+import argparse
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from resnet_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from resnet_jax.weights import recognise
+from resnet_jax.weights.files import formats
+
+
+def add_verb(verbs: Any) -> None:
+    """Adds the verb to argparse's sub-parsers."""
+    verb = verbs.add_parser("verify", help="compare with PyTorch, stage by stage, in four precisions")
+    verb.add_argument("model", nargs="?", help="the network, or a file, which is recognised; a record knows its own")
+    verb.add_argument("file", nargs="?", help="its weights; by default random ones")
+    verb.add_argument("--num-classes", type=int, help="by default as many as the head of FILE has")
+    verb.add_argument("--library", choices=("torchvision", "timm"), help="whose network is the reference")
+    verb.add_argument("--sizes", help="of the images, as in 224x224,193x225 (the default; 32x32,33x29 for cifar_*)")
+    verb.add_argument("--image", nargs="+", metavar="IMAGE", help="compare on these; by default on random images")
+    verb.add_argument("--dtypes", help="some of float64,float32,default,bfloat16 (by default all)")
+    verb.add_argument("--json", help="write the report here as well")
+    verb.add_argument("--plot", metavar="FILE.png", help="draw it")
+    verb.add_argument("--record", metavar="PROOF", help="write what PyTorch gives to PROOF.safetensors instead")
+    verb.add_argument("--max-mb", type=float, help="with --record: weights are part of it up to so many MB (2)")
+    verb.add_argument("--against", metavar="PROOF", help="compare with a record; needs no PyTorch")
+    verb.add_argument("--weights", metavar="FILE", help="with --against: the weights, where the record has none")
+    verb.set_defaults(run=_verify)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from resnet_jax.proof import report as reports
+
+    if arguments.plot:
+        reports.figure_class()  # says now, not after the work, that it is not there
+    if arguments.record:
+        return _record_proof(arguments)
+    report = _check_proof(arguments) if arguments.against else _compare_live(arguments)
+    print(report.table())
+    if arguments.json:
+        pathlib.Path(arguments.json).write_text(report.json() + "\n")
+    if arguments.plot:
+        reports.plot(report, arguments.plot)
+    return 0 if report.passed else 1
+
+
+def _compare_live(arguments: argparse.Namespace) -> Any:
+    from resnet_jax.proof import verify
+
+    _without(arguments, "a live comparison", "max_mb", "weights")
+    name, _, tensors = _subject(arguments)
+    return verify.verify(
+        name,
+        tensors,
+        num_classes=_classes(arguments, tensors),
+        library=arguments.library,
+        dtypes=_dtypes(arguments),
+        **_sizes_and_images(arguments, name),
+    )
+
+
+def _record_proof(arguments: argparse.Namespace) -> int:
+    from resnet_jax.proof import recorded
+
+    _without(arguments, "--record", "against", "weights", "dtypes", "json", "plot")
+    name, file, tensors = _subject(arguments)
+    classes = _classes(arguments, tensors)
+    written = recorded.record(
+        arguments.record,
+        name,
+        file,
+        fields={"num_classes": classes} if classes else {},
+        library=arguments.library,
+        **({} if arguments.max_mb is None else {"max_mb": arguments.max_mb}),
+        **_sizes_and_images(arguments, name),
+    )
+    for path in written:
+        print(f"{path}: written, {path.stat().st_size / 1e6:.2f} MB")
+    return 0
+
+
+def _check_proof(arguments: argparse.Namespace) -> Any:
+    from resnet_jax.proof import recorded
+
+    _without(arguments, "--against", "model", "file", "num_classes", "library", "sizes", "image", "max_mb")
+    return recorded.check(arguments.against, weights_file=arguments.weights, dtypes=_dtypes(arguments))
+
+
+def _without(arguments: argparse.Namespace, mode: str, *others: str) -> None:
+    """Refuses what would have no effect."""
+    given = [name.replace("_", "-") for name in others if getattr(arguments, name) is not None]
+    if given:
+        raise ValueError(f"{mode} does not take {', '.join(given)}: leave it out.")
+
+
+def _subject(arguments: argparse.Namespace) -> tuple[str, str | None, dict[str, np.ndarray] | None]:
+    """The network's name, its file, and the tensors in it; a file given alone says by its tensors what it is of."""
+    name, file = arguments.model, arguments.file
+    if not name:
+        raise ValueError("which network? Give its name (`resnet-jax list`), a file of weights, or --against=PROOF.")
+    if file is None and pathlib.Path(name).is_file():
+        name, file = None, name
+    tensors = recognise.native_names(formats.load_state_dict(file)) if file else None
+    if name is not None:
+        return str(name), file, tensors
+    name, overrides = recognise.identify(tensors or {})
+    if others := {field: value for field, value in overrides.items() if field != "num_classes" or not value}:
+        raise ValueError(
+            f"{file} is of {name} with {others}, of which PyTorch has no reference here: `resnet-jax convert` takes it."
+        )
+    return name, file, tensors
+
+
+def _classes(arguments: argparse.Namespace, tensors: dict[str, np.ndarray] | None) -> int | None:
+    return arguments.num_classes or (len(tensors["fc.weight"]) if tensors and "fc.weight" in tensors else None)
+
+
+def _dtypes(arguments: argparse.Namespace) -> list[str]:
+    from resnet_jax.proof import verify
+
+    return arguments.dtypes.split(",") if arguments.dtypes else list(verify.SETTINGS)
+
+
+def _sizes_and_images(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
+    default = "32x32,33x29" if name.startswith("cifar_") else "224x224,193x225"
+    sizes = [_size(text) for text in (arguments.sizes or default).split(",")]
+    if not arguments.image:
+        return {"sizes": sizes}
+    return {"images": [np.stack([_image(path, *size) for path in arguments.image]) for size in sizes]}
+
+
+def _image(path: str, height: int, width: int) -> np.ndarray:
+    """An image file as `[height, width, 3]`, its middle, normalised as for ImageNet."""
+    from resnet_jax.data.images import pillow
+
+    image = pillow.decode(pathlib.Path(path).expanduser().read_bytes())
+    image = pillow.resize_shorter(image, max(height, width))
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return ((image[top : top + height, left : left + width] / 255 - IMAGENET_MEAN) / IMAGENET_STD).astype(np.float32)
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise ValueError(f"--sizes: {text!r} is no size; write HEIGHTxWIDTH, as in 224x224,193x225.")
+    return int(height), int(width)

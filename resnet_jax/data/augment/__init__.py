@@ -1,0 +1,1 @@
+"""What happens to a training image: one image in, one image out, all randomness from the generator passed."""

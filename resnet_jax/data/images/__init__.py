@@ -1,0 +1,1 @@
+"""Decoding: Pillow everywhere, OpenCV and the JPEG's own bytes on the fast path of training."""

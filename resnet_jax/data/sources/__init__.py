@@ -1,0 +1,1 @@
+"""What can be opened as a data set. Each source knows `base`, which knows none of them."""

@@ -1,0 +1,1 @@
+"""What a train step will need of devices, attached or not."""

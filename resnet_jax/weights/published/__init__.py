@@ -1,0 +1,1 @@
+"""Published weights: tags, licences, downloads, and timm's configuration files."""

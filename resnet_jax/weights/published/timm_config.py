@@ -1,0 +1,161 @@
+"""timm's `config.json`: what a folder or a repository says of its weights, written and read.
+
+A net that timm can build is written so that timm builds it. What timm has no name for is written under the key
+`resnet_jax`, which timm passes over, together with an architecture that timm refuses rather than mistakes.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax.models.resnet import ResNet, feature_info, tuples
+from resnet_jax.models.variants import ALIASES, VARIANTS, create_model
+from resnet_jax.version import __version__
+from resnet_jax.weights.convert import FIRST_CONVS
+
+if TYPE_CHECKING:
+    from resnet_jax.data.transforms import Preprocessing
+
+# timm's arguments of a network -> our fields.
+FIELDS = {
+    **{name: name for name in ("num_classes", "output_stride", "global_pool")},
+    **{name: name for name in ("drop_rate", "drop_path_rate", "drop_block_rate")},
+    "zero_init_last": "zero_init_residual",
+}
+# Of a run and not of a network: not written.
+OF_A_RUN = {
+    *("axis_name", "axis_index_groups", "remat", "dtype", "precision", "train", "freeze_norm", "name", "parent"),
+    *("drop_rate", "drop_path_rate", "drop_block_rate"),
+}
+# Fields that change no output in evaluation, so that timm's network of the name is still the same function.
+NEUTRAL = {"zero_init_residual", "param_dtype"}
+POOLS = {"": "none"}  # timm's name of no pool -> ours
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+    """The content of a `config.json`.
+
+    Raises:
+      ValueError: not JSON, or no JSON object.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also of bytes that are no UTF-8
+        raise ValueError(f"{path}: not a JSON file ({error}).") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: holds a {type(config).__name__}, and a configuration is a JSON object.")
+    return config
+
+
+def network(config: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """Name and arguments for `create_model`; no name where the configuration is none of timm's or of ours.
+
+    Raises:
+      ValueError: a network, or an argument of it, that this package does not have.
+    """
+    if "resnet_jax" in config:
+        return config["resnet_jax"]["name"], {k: tuples(v) for k, v in config["resnet_jax"]["arguments"].items()}
+    if "architecture" not in config:
+        return None, {}
+    name = ALIASES.get(config["architecture"], config["architecture"])
+    if name not in VARIANTS:
+        raise ValueError(f"config.json is of the network {name!r}, which is none of resnet_jax.list_models().")
+    given = {key: value for key, value in config.get("model_args", {}).items() if key != "in_chans"}  # weights tell
+    if unknown := sorted(given.keys() - FIELDS.keys()):
+        raise ValueError(
+            f"config.json builds {name!r} with {unknown}, of which only {sorted(FIELDS)} are understood: give the file "
+            "of weights itself to from_torch, with a model of these arguments."
+        )
+    arguments = {FIELDS[key]: POOLS.get(value, value) for key, value in given.items()}
+    num_classes = config.get("num_classes", pretrained_config(config).get("num_classes"))
+    return name, ({} if num_classes is None else {"num_classes": num_classes}) | arguments
+
+
+def pretrained_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The `pretrained_cfg`, which in timm's older files is not a part but the whole."""
+    return dict(config.get("pretrained_cfg", config))
+
+
+def describe(
+    model: ResNet,
+    tensors: Mapping[str, np.ndarray],
+    preprocessing: "Preprocessing | None" = None,
+    label_names: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The configuration of a network and its weights (under PyTorch's names), for timm and for `network`.
+
+    Raises:
+      ValueError: labels of another number than the classes; a field that is a function and not a name.
+    """
+    if label_names is not None and len(label_names) != model.num_classes:
+        raise ValueError(f"{len(label_names)} label_names for a network of {model.num_classes} classes.")
+    name, arguments = name_and_arguments(model)
+    for_timm = {key: arguments[field] for key, field in FIELDS.items() if field in arguments}
+    for_timm = {key: "" if value == "none" else value for key, value in for_timm.items() if key != "num_classes"}
+    foreign = arguments.keys() - FIELDS.values() - NEUTRAL
+    first_conv = next(conv for conv in reversed(FIRST_CONVS) if f"{conv}.weight" in tensors)
+    size = preprocessing.image_size if preprocessing else 224
+    return {
+        "architecture": f"resnet_jax:{name}" if foreign else name,
+        "num_classes": model.num_classes,
+        "num_features": feature_info(model)[-1].channels,
+        **({"model_args": for_timm} if for_timm else {}),
+        **({"label_names": list(label_names)} if label_names is not None else {}),
+        "pretrained_cfg": {
+            "num_classes": model.num_classes,
+            "input_size": [tensors[f"{first_conv}.weight"].shape[1], size, size],
+            **({"fixed_input_size": False} | _of(preprocessing) if preprocessing else {}),
+            "first_conv": first_conv,
+            "classifier": "fc",
+        },
+        "resnet_jax": {"version": __version__, "name": name, "arguments": arguments},
+    }
+
+
+def name_and_arguments(model: ResNet) -> tuple[str, dict[str, Any]]:
+    """The name that needs the fewest arguments to give `model`, and these arguments.
+
+    Raises:
+      ValueError: a field that is a function and not a name, which no file can hold.
+    """
+    candidates = {name: _differences(model, create_model(name)) for name in VARIANTS}
+    name = min(candidates, key=lambda name: len(candidates[name]))
+    arguments = candidates[name] | {"num_classes": model.num_classes}
+    try:
+        json.dumps(arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"the network is {name!r} with {arguments}, and functions cannot be written to a file: save its weights "
+            "alone, with to_torch and formats.save_state_dict."
+        ) from error
+    return name, arguments
+
+
+def _differences(model: ResNet, other: ResNet) -> dict[str, Any]:
+    fields = [field.name for field in dataclasses.fields(ResNet) if field.name not in OF_A_RUN]
+    changed = {name: getattr(model, name) for name in fields if tuples(getattr(model, name)) != getattr(other, name)}
+    dtype = jnp.dtype(model.param_dtype)
+    changed.pop("param_dtype", None)
+    return changed | ({} if dtype == jnp.dtype(other.param_dtype) else {"param_dtype": dtype.name})
+
+
+def _of(preprocessing: "Preprocessing") -> dict[str, Any]:
+    return {
+        "crop_pct": _crop_pct(preprocessing.image_size, preprocessing.resize_size),
+        "interpolation": preprocessing.interpolation,
+        "crop_mode": "center",
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+    }
+
+
+def _crop_pct(image_size: int, resize_size: int) -> float:
+    """The number from which timm computes `resize_size`, rounding down."""
+    crop_pct = image_size / resize_size
+    return crop_pct if math.floor(image_size / crop_pct) == resize_size else math.nextafter(crop_pct, 0)

@@ -1,0 +1,301 @@
+"""Recorded proofs: those in proofs/ hold without PyTorch, damage is seen and named, and a bad file is refused."""
+
+import functools
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+import resnet_jax
+from paths import ROOT
+from resnet_jax import cli
+from resnet_jax.models import blocks
+from resnet_jax.models.norms import batch_norm
+from resnet_jax.proof import record_file, recorded, stages, verify
+from resnet_jax.weights.files.formats import WeightFileError, save_state_dict
+
+FOLDER = ROOT / "proofs"
+PROOFS = sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+CIFAR = FOLDER / "cifar_resnet20.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def without_pytorch(request, monkeypatch):
+    """Checking never needs it; only tests marked by their argument `pytorch` may have it."""
+    if "pytorch" not in request.fixturenames:
+        for name in ("torch", "torchvision", "timm"):
+            monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.fixture
+def pytorch():
+    """PyTorch and its libraries, or a skipped test."""
+    pytest.importorskip("torchvision")
+    return pytest.importorskip("torch")
+
+
+# The proofs in the repository ---------------------------------------------------------------------------
+
+
+def test_the_proofs_cover_every_part():
+    assert len(PROOFS) == 8
+    models = {name: resnet_jax.create_model(name) for name in PROOFS}
+    for field, values in {
+        "stem": {"imagenet", "deep", "deep_tiered", "cifar"},
+        "shortcut": {"A", "B", "avg"},
+        "anti_alias": {None, "avg", "blur"},
+        "norm": {"batch", "group"},
+        "groups": {1, 32},
+        "stem_pool": {None, "conv"},
+    }.items():
+        assert {getattr(model, field) for model in models.values()} == values
+    assert {str(model.attn) for model in models.values()} >= {"se", "eca", "None"}
+
+
+@pytest.mark.parametrize("name", PROOFS)
+def test_each_proof_holds_in_float64(name):
+    path = FOLDER / f"{name}.safetensors"
+    assert path.stat().st_size <= 2e6
+    report = recorded.check(path, dtypes=["float64"])
+    assert report.passed, report.table()
+    assert report.name == name
+    assert {"torch", "torchvision", "timm"} <= report.peers.keys()
+    even, odd, train = dict.fromkeys(row.size for row in report.rows)
+    assert [int(side) % 2 for side in even.split("x")] == [0, 0]
+    assert [int(side) % 2 for side in odd.split("x")] == [1, 1]
+    assert train == f"{even} train"
+    statistics = [row.stage for row in report.rows if row.stage.endswith("running_var")]
+    assert bool(statistics) == (name != "resnet50_gn")
+    # Signals that explode or vanish would hide damage.
+    assert all(1e-2 < row.reference < 1e2 for row in report.rows), report.table()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnetrs50", "resnetblur18"])
+def test_a_proof_holds_in_every_setting(name):
+    report = recorded.check(FOLDER / f"{name}.safetensors")
+    assert {row.dtype for row in report.rows} == set(verify.SETTINGS)
+    assert report.passed, report.table()
+
+
+def test_the_command_needs_no_pytorch(tmp_path):
+    """In a process of its own, in every setting, with a report; matplotlib is not needed either."""
+    code = """
+import sys
+for name in ("torch", "torchvision", "timm", "matplotlib", "grain", "cv2"):
+    sys.modules[name] = None
+from resnet_jax import cli
+sys.exit(cli.main(sys.argv[1:]))
+"""
+    flags = ["verify", f"--against={CIFAR}", f"--json={tmp_path}/report.json"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *flags], cwd=FOLDER.parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("cifar_resnet20 equals PyTorch at every stage\n")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["passed"]
+    assert report["platform"] == "cpu"
+    assert {"python", "jax", "jaxlib", "torch"} <= report["versions"].keys()
+    assert {row["dtype"] for row in report["rows"]} == set(verify.SETTINGS)
+
+
+# Damage -------------------------------------------------------------------------------------------------
+
+
+def change_leaf(variables, path, change):
+    """The variables with one leaf changed; `path` as `params/layer2/0/conv2/kernel`."""
+    flat = flatten_dict(variables, sep="/")
+    return unflatten_dict(flat | {path: change(flat[path])}, sep="/")
+
+
+def transposed(variables):
+    return change_leaf(variables, "params/layer2/0/conv2/kernel", lambda x: x.swapaxes(0, 1))
+
+
+def swapped(variables, collection, left, right):
+    """What a converter would give that mixes up two names."""
+    rename = {left: right, right: left}
+    flat = {}
+    for path, leaf in flatten_dict(variables).items():
+        of_norm = path[0] == collection and not path[-2].startswith(("conv", "fc"))
+        flat[(*path[:-1], rename.get(path[-1], path[-1]) if of_norm else path[-1])] = leaf
+    return unflatten_dict(flat)
+
+
+def same_padding(*args, conv, groups=1, stride=1, **kwargs):
+    return conv(
+        args[0], (3, 3), strides=(args[1] if len(args) > 1 else stride,) * 2, padding="SAME", name=kwargs["name"]
+    )
+
+
+DAMAGE = {
+    "a transposed kernel": (transposed, "layer2"),
+    "scale and bias swapped": (lambda v: swapped(v, "params", "scale", "bias"), "stem"),
+    "mean and var swapped": (lambda v: swapped(v, "batch_stats", "mean", "var"), "stem"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_damaged_variables_fail_and_the_first_bad_stage_is_named(kind, dtype, monkeypatch, capsys):
+    change, first = DAMAGE[kind]
+    original = verify.from_torch
+    monkeypatch.setattr(verify, "from_torch", lambda *args, **kwargs: change(original(*args, **kwargs)))
+    assert cli.main(["verify", f"--against={CIFAR}", f"--dtypes={dtype}"]) == 1
+    verdict = capsys.readouterr().out.splitlines()[-1]
+    assert verdict.startswith(f"cifar_resnet20 DIFFERS from PyTorch, first at {first} ({dtype}, 32x32): "), verdict
+
+
+def build_with(monkeypatch, norm):
+    original = verify.create_model
+    monkeypatch.setattr(verify, "create_model", lambda name, **kwargs: original(name, **(kwargs | {"norm": norm})))
+
+
+def test_another_epsilon_fails(monkeypatch, capsys):
+    build_with(monkeypatch, functools.partial(batch_norm, epsilon=1e-3))
+    assert cli.main(["verify", f"--against={CIFAR}", "--dtypes=float64"]) == 1
+    assert "first at stem (float64, 32x32)" in capsys.readouterr().out
+
+
+def test_same_padding_fails_where_a_stride_meets_an_even_size(monkeypatch):
+    monkeypatch.setattr(blocks, "conv3x3", same_padding)
+    # A function of its own, so that what was compiled with the right padding is not found again.
+    monkeypatch.setattr(stages, "_jitted", jax.jit(lambda *args: stages._apply(*args), static_argnums=(0, 3, 4)))
+    report = recorded.check(CIFAR, dtypes=["float64"])
+    first = report.first_failure
+    assert (first.stage, first.size) == ("layer2", "32x32")
+    # 33x29 gives 17x15: no even size before a stride, and nothing to see. That is why a proof holds both.
+    assert all(row.passed for row in report.rows if row.size == "33x29")
+
+
+def test_float64_without_a_cpu_is_one_message(monkeypatch, capsys):
+    def devices(platform=None):
+        raise RuntimeError("Unknown backend cpu")
+
+    monkeypatch.setattr(jax, "devices", devices)
+    assert cli.main(["verify", f"--against={CIFAR}", "--dtypes=float64"]) == 2
+    assert "JAX_PLATFORMS=tpu,cpu" in capsys.readouterr().err
+
+
+def test_flaxs_biased_running_variance_fails(monkeypatch):
+    build_with(monkeypatch, batch_norm)
+    report = recorded.check(CIFAR, dtypes=["float64"])
+    assert (report.first_failure.stage, report.first_failure.size) == ("stem running_var", "32x32 train")
+
+
+def test_a_sample_sees_a_shift_and_a_single_value():
+    values = np.maximum(np.random.default_rng(0).standard_normal((2, 28, 28, 64)), 0)
+    case = verify.Case(np.zeros((2, 56, 56, 3)), {"layer1": values})
+    tensors, (description,) = record_file.pack([case], seed=0)
+    kept = verify.Case(case.images, {}, at={"layer1": tensors["0/layer1/at"]}, shapes=description["shapes"])
+    assert tensors["0/layer1"].shape == (record_file.SAMPLES + 2 * 64,)
+
+    def relative(changed):
+        reference = {"layer1": tensors["0/layer1"]}
+        (row,) = verify.compare(verify.sample({"layer1": changed}, kept), reference, dtype="float64", size="")
+        return row.relative
+
+    assert relative(values) == 0
+    assert relative(np.roll(values, 1, axis=2)) > 0.5
+    one = values.copy()
+    place = np.setdiff1d(np.arange(values.size), tensors["0/layer1/at"])[0]
+    one.flat[place] += 0.1
+    assert relative(one) > 1e-6
+    with pytest.raises(ValueError, match="layer1 has shape"):
+        verify.sample({"layer1": values[:, 1:]}, kept)
+
+
+# Bad files ----------------------------------------------------------------------------------------------
+
+
+def rewritten(path, **changes):
+    """The record of CIFAR with another header."""
+    with safetensors.safe_open(CIFAR, "np") as file:
+        header = json.loads(file.metadata()[record_file.KEY]) | changes
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+    header = {key: value for key, value in header.items() if value is not None or key == "weights_file"}
+    safetensors.numpy.save_file(tensors, path, metadata={record_file.KEY: json.dumps(header)})
+
+
+def flipped(path):
+    data = bytearray(CIFAR.read_bytes())
+    data[-1000] ^= 1
+    path.write_bytes(data)
+
+
+BAD = {
+    "cut": (lambda path: path.write_bytes(CIFAR.read_bytes()[:-1]), "not a whole recorded proof"),
+    "a flipped byte": (flipped, "not those that were recorded"),
+    "text": (lambda path: path.write_text("<html>"), "not a whole recorded proof"),
+    "weights": (lambda path: save_state_dict(path, {"fc.bias": np.zeros(3, np.float32)}), "not a recorded proof"),
+    "another version": (functools.partial(rewritten, version=2), "a proof of version 2; this program reads 1"),
+    "no model": (functools.partial(rewritten, model=None), "lacks 'model'"),
+    "no header": (
+        lambda path: safetensors.numpy.save_file({}, path, metadata={record_file.KEY: "[1]"}),
+        "not a whole recorded proof",
+    ),
+    "missing": (lambda path: None, "no such file"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_record_is_one_message(kind, tmp_path, capsys):
+    make, said = BAD[kind]
+    path = tmp_path / "x.safetensors"
+    make(path)
+    assert cli.main(["verify", f"--against={path}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"resnet-jax: {path}: ")
+    assert said in error
+
+
+# Recording ----------------------------------------------------------------------------------------------
+
+
+def test_weights_that_do_not_fit_are_referred_to(pytorch, tmp_path, capsys, monkeypatch):
+    path, weights = tmp_path / "x.safetensors", tmp_path / "x.weights.safetensors"
+    assert cli.main(["verify", "cifar_resnet20", f"--record={path}", "--max-mb=0.2", "--sizes=16x16,17x15"]) == 0
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [str(path), str(weights)]
+    monkeypatch.setitem(sys.modules, "torch", None)
+    check = ["verify", f"--against={path}", "--dtypes=float64"]
+    assert cli.main(check) == 2
+    assert "give --weights FILE, which was 'x.weights.safetensors'" in capsys.readouterr().err
+    assert cli.main([*check, f"--weights={weights}"]) == 0
+    others = record_file.load(CIFAR).weights
+    save_state_dict(weights, {name: x.astype(np.float32) for name, x in others.items()})
+    assert cli.main([*check, f"--weights={weights}"]) == 2
+    assert "has the sha256" in capsys.readouterr().err
+
+
+def test_a_record_of_given_weights_and_image(pytorch, tmp_path, capsys):
+    """A head of another width, a photograph, everything in one file; the same each time."""
+    from PIL import Image
+
+    reference = verify.torch_reference("cifar_resnet20", num_classes=7)
+    verify.randomise_norms(reference)
+    save_state_dict(tmp_path / "w.safetensors", {key: x.numpy() for key, x in reference.state_dict().items()})
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "x.png")
+    flags = [f"{tmp_path}/w.safetensors", "--sizes=16x16", "--image", f"{tmp_path}/x.png", f"{tmp_path}/x.png"]
+    for name in ("a", "b"):
+        assert cli.main(["verify", "cifar_resnet20", *flags, f"--record={tmp_path}/{name}.safetensors"]) == 0
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    loaded = record_file.load(tmp_path / "a.safetensors")
+    assert loaded.fields == {"num_classes": 7}
+    # 40x60 becomes 16x24, of which the middle 16 columns are shown, in units of ImageNet's deviation.
+    small = np.asarray(Image.fromarray(noise).resize((24, 16), Image.Resampling.BILINEAR))[:, 4:20]
+    shown = loaded.cases[0].images[1] * [58.395, 57.12, 57.375] + [123.675, 116.28, 103.53]
+    np.testing.assert_allclose(shown, small, atol=1e-4)
+    report = recorded.check(tmp_path / "a.safetensors", dtypes=["float64", "float32"])
+    assert report.passed, report.table()
+
+
+def test_a_record_is_a_safetensors_file(pytorch, tmp_path):
+    with pytest.raises(WeightFileError, match="give a name that ends so"):
+        recorded.record(tmp_path / "x.pth", "cifar_resnet20")

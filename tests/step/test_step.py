@@ -1,0 +1,97 @@
+"""The pure steps: numbers by hand and against PyTorch; masks."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import resnet_jax
+from batches import NUMBERS, make_batch
+from resnet_jax.step import metrics
+from resnet_jax.step.step import create_train_state, cross_entropy, eval_step, normalize, train_step
+
+
+@pytest.fixture(scope="module")
+def state():
+    model = resnet_jax.ResNet(
+        resnet_jax.BasicBlock, (1,), num_classes=5, stage_features=(8,), stem="cifar", stem_features=8
+    )
+    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    return create_train_state(model, variables, optax.identity())  # the update is then the gradient itself
+
+
+def test_normalize_by_hand():
+    out = normalize(jnp.full((1, 1, 1, 2), 255, jnp.uint8), (0.5, 0.25), (0.5, 0.25))
+    assert out.ravel().tolist() == [1.0, 3.0]
+    assert out.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_cross_entropy_equals_pytorchs(label_smoothing, x64):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    logits, labels = 9 * rng.standard_normal((7, 10)), rng.integers(0, 10, 7)
+    expected = torch.nn.functional.cross_entropy(
+        torch.from_numpy(logits), torch.from_numpy(labels), label_smoothing=label_smoothing, reduction="none"
+    )
+    np.testing.assert_allclose(cross_entropy(logits, labels, label_smoothing), expected, rtol=1e-12)
+
+
+def test_loss_is_float32_for_bfloat16_logits():
+    assert cross_entropy(jnp.ones((2, 3), jnp.bfloat16), jnp.zeros(2, jnp.int32)).dtype == jnp.float32
+
+
+def test_measure_by_hand():
+    logits = jnp.array([[2.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    sums = metrics.measure(logits, jnp.array([0, 0, 1]), jnp.array([1.0, 2.0, 4.0]), jnp.array([1.0, 1.0, 0.0]))
+    assert {key: float(value) for key, value in sums.items()} == {"loss": 3.0, "correct": 1.0, "count": 2.0}
+    assert metrics.compute(metrics.merge({}, sums)) == {"loss": 1.5, "accuracy": 0.5}
+
+
+def test_metrics_of_no_example_are_refused():
+    with pytest.raises(ValueError, match="no example was counted"):
+        metrics.compute({"loss": 0.0, "correct": 0.0, "count": 0.0})
+
+
+def test_masked_examples_change_neither_loss_nor_metrics(state):
+    evaluate = jax.jit(functools.partial(eval_step, **NUMBERS))
+    batch = make_batch(4)
+    padded = {key: np.concatenate([value, value[:2]]) for key, value in batch.items()}
+    padded["label"][4:] = 0
+    padded["mask"][4:] = 0
+    whole, masked = evaluate(state, batch), evaluate(state, padded)
+    assert whole["count"] == masked["count"] == 4
+    for key in whole:
+        np.testing.assert_allclose(whole[key], masked[key], rtol=1e-6)
+
+
+def test_a_masked_label_gives_no_gradient(state):
+    step = jax.jit(functools.partial(train_step, **NUMBERS))
+    batch = make_batch(4)
+    batch["mask"][3] = 0
+    other = batch | {"label": np.array([*batch["label"][:3], (batch["label"][3] + 1) % 5], np.int32)}
+    (one, sums), (two, _) = step(state, batch), step(state, other)
+    assert sums["count"] == 3
+    jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
+
+
+def test_train_step_counts_and_moves_the_statistics(state):
+    new, sums = jax.jit(functools.partial(train_step, **NUMBERS))(state, make_batch(4))
+    assert new.step == state.step + 1
+    assert np.abs(new.batch_stats["bn1"]["mean"] - state.batch_stats["bn1"]["mean"]).max() > 0
+    grads = jax.tree.map(lambda a, b: a - b, new.params, state.params)
+    assert float(sums["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-3)
+
+
+def test_a_net_without_statistics_trains():
+    model = resnet_jax.ResNet(
+        resnet_jax.BasicBlock, (1,), num_classes=5, stage_features=(32,), stem="cifar", stem_features=32, norm="group"
+    )
+    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    state = create_train_state(model, variables, optax.sgd(0.1))
+    state, _ = jax.jit(functools.partial(train_step, **NUMBERS))(state, make_batch(4))
+    assert set(state.variables) == {"params"}
+    assert eval_step(state, make_batch(4), **NUMBERS)["count"] == 4

@@ -1,0 +1,316 @@
+"""One device, four devices, two hosts with two each: the same run; and what the hosts of a run tell each other."""
+
+import concurrent.futures
+import itertools
+import textwrap
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import launching
+from resnet_jax.runs import history, workdirs
+from resnet_jax.training import hosts
+from resnet_jax.weights.files import orbax_folder
+
+TRAIN_IMAGES, TEST_IMAGES = 50, 37
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """A folder of JPEGs of uneven sizes, in two classes."""
+    folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    for split, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES)):
+        for index in range(count):
+            path = folder / split / f"class{index % 2}" / f"{index:02}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
+            coarse.resize((40 + index % 7, 36 + index % 5)).save(path, quality=90)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(photographs, tmp_path_factory):
+    """The ImageNet config, shrunk, in float64: 21 steps of 16 images with its augmentation."""
+    path = tmp_path_factory.mktemp("config") / "shrunk.py"
+    path.write_text(
+        textwrap.dedent(f"""
+        from configs import imagenet_resnet50
+
+        def get_config():
+            config = imagenet_resnet50.get_config()
+            config.batch_size, config.num_epochs, config.schedule.warmup_epochs = 16, 7.0, 1.0
+            config.schedule.boundaries = (3.0, 5.0)
+            config.optimizer.learning_rate = 0.05
+            config.batch_norm_devices = 0
+            config.model.kwargs.update({{"stage_sizes": (1, 1), "stage_features": (8, 16), "stem_features": 8}})
+            config.model.kwargs.dtype = config.model.kwargs.param_dtype = "float64"
+            config.data.name, config.data.path = "folder", {str(photographs)!r}
+            config.data.image_size, config.data.eval_resize = 24, 28
+            config.data.num_threads, config.log_every_steps = 2, 1
+            return config
+        """)
+    )
+    return path
+
+
+def largest_difference(left, right):
+    differences = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), left, right)
+    return max(jax.tree.leaves(differences))
+
+
+@pytest.mark.slow
+def test_one_device_four_devices_and_two_hosts_train_the_same_net(config, tmp_path):
+    layouts = {
+        "one": {},
+        "four": {"devices": 4},
+        "four, jit": {"devices": 4},
+        "hosts": {"devices": 2, "processes": 2},
+    }
+    for name, layout in layouts.items():
+        flags = ["--config.parallel=jit"] if "jit" in name else []
+        launching.run(config, tmp_path / name, *flags, JAX_ENABLE_X64="1", **layout)
+    variables = {name: orbax_folder.load_variables(str(tmp_path / name)) for name in layouts}
+    assert jax.tree.leaves(variables["one"])[0].dtype == np.float64
+    records = {name: history.test_records(history.read_metrics(str(tmp_path / name))) for name in layouts}
+    for name in layouts:
+        assert largest_difference(variables["one"], variables[name]) < 1e-9, name
+        assert [record["count"] for record in records[name]] == [TEST_IMAGES] * 7
+        assert [record["correct"] for record in records[name]] == [record["correct"] for record in records["one"]]
+    (entry,) = workdirs.load_starts(str(tmp_path / "hosts"))
+    assert entry["processes"]["devices_of_each"] == [2, 2]
+
+
+def small(folder, *lines):
+    """A config of three minutes' worth of quick steps on made-up images of 8 pixels."""
+    path = folder / "small.py"
+    path.write_text(
+        "from configs import default\n"
+        "def get_config():\n"
+        "    config = default.get_config()\n"
+        "    config.batch_size, config.num_epochs, config.log_every_steps = 8, 2.0, 1\n"
+        "    config.model.kwargs.update({'stage_sizes': (1, 1), 'stage_features': (8, 16), 'stem_features': 8})\n"
+        "    config.data.name, config.data.num_examples, config.data.num_threads = 'synthetic', 64, 1\n"
+        "    config.data.mean = config.data.std = (0.5, 0.5, 0.5)\n" + "".join(f"    {line}\n" for line in lines) + ""
+        "    return config\n"
+    )
+    return path
+
+
+def wait_for(condition, processes, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert all(process.poll() is None for process in processes), launching.finish(processes)
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.02)
+
+
+def steps_of(workdir):
+    return len(history.read_metrics(str(workdir)))
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_host_saves_on_all_and_any_number_of_hosts_goes_on(tmp_path):
+    """One host is told to make way, two go on and are told, one finishes. The news takes a while to go round."""
+    rarely = "config.eval_every_epochs = config.checkpoint_every_epochs = 20.0"
+    config = small(tmp_path, "config.batch_norm_devices = 0", "config.num_epochs = 100.0", rarely)
+    for processes, devices in ((1, 2), (2, 1)):
+        before = steps_of(tmp_path / "run")
+        running = launching.start(config, tmp_path / "run", processes=processes, devices=devices)
+        wait_for(lambda before=before: steps_of(tmp_path / "run") > before + 5, running)
+        running[-1].terminate()
+        outputs = launching.finish(running)
+        assert [process.returncode for process in running] == [75] * processes, outputs
+        assert "told to stop (SIGTERM): saved step" in outputs[0]
+    output = launching.run(config, tmp_path / "run", devices=2)
+    assert "restored the checkpoint of step" in output
+    starts = workdirs.load_starts(str(tmp_path / "run"))
+    assert [entry["processes"]["count"] for entry in starts] == [1, 2, 1]
+    assert 0 < starts[1]["first_step"] < starts[2]["first_step"] < 800
+    records = history.read_metrics(str(tmp_path / "run"))
+    assert [record["step"] for record in history.test_records(records)] == [160, 320, 480, 640, 800]
+    assert [record["step"] for record in records if record["split"] == "train"] == list(range(1, 801))
+
+
+@pytest.mark.slow
+def test_when_a_host_is_lost_the_others_stop_within_the_stated_time(tmp_path):
+    config = small(tmp_path, "config.num_epochs = 2000.0", "config.checkpoint_every_steps = 20")
+    running = launching.start(config, tmp_path / "run", "--heartbeat=10", processes=2)
+    wait_for(lambda: steps_of(tmp_path / "run") > 25, running)
+    running[1].kill()
+    lost = time.monotonic()
+    launching.finish(running, timeout=60)
+    assert time.monotonic() - lost < 10 + 15  # the heartbeat, and a busy machine's time to end
+    assert running[0].returncode not in (0, 75)
+    assert orbax_folder.load_variables(str(tmp_path / "run"))["params"]
+
+
+@pytest.mark.slow
+def test_hosts_that_disagree_all_say_in_what(tmp_path):
+    config, address = small(tmp_path), f"--coordinator=127.0.0.1:{launching.free_port()}"
+    running = []
+    for index, own in enumerate(["--config.batch_size=8", "--config.batch_size=16"]):
+        running += launching.start(config, tmp_path / "run", address, "--num_processes=2", f"--process_id={index}", own)
+    for process, output in zip(running, launching.finish(running), strict=True):
+        assert process.returncode == 1
+        assert "config.batch_size: 8 in process 0, 16 in 1" in output
+        assert "Start all of them with the same command" in output
+    assert not (tmp_path / "run").exists()
+
+
+class Store:
+    """The coordination service for as many threads, each a process; one that asks for what never comes gives up."""
+
+    def __init__(self, size):
+        self._texts, self._changed, self._barrier = {}, threading.Condition(), threading.Barrier(size)
+
+    def key_value_set(self, key, text):
+        with self._changed:
+            self._texts[key] = text
+            self._changed.notify_all()
+
+    def blocking_key_value_get(self, key, milliseconds):
+        with self._changed:
+            if not self._changed.wait_for(lambda: key in self._texts, milliseconds / 1000):
+                raise jax.errors.JaxRuntimeError(f"DEADLINE_EXCEEDED: GetKeyValue() timed out with key: {key}")
+            return self._texts[key]
+
+    def wait_at_barrier(self, key, milliseconds):
+        self._barrier.wait(milliseconds / 1000)
+
+
+@pytest.fixture
+def agree_on(monkeypatch):
+    """`agree` of so many processes, of which None never comes: what each of them raises, or None."""
+    own = threading.local()
+
+    def agree(*facts):
+        store, turns = Store(len(facts)), itertools.repeat(0)
+        monkeypatch.setattr(jax, "process_count", lambda: len(facts))
+        monkeypatch.setattr(jax, "process_index", lambda: own.index)
+        monkeypatch.setattr(hosts.multihost, "get_jax_distributed_client", lambda: store)
+        monkeypatch.setattr(hosts, "_TURNS", turns)
+
+        def process(index):
+            own.index = index
+            try:
+                return hosts.agree(facts[index], "Mend it.")
+            except Exception as error:
+                return error
+
+        with concurrent.futures.ThreadPoolExecutor(len(facts)) as pool:
+            running = [pool.submit(process, index) for index, own_facts in enumerate(facts) if own_facts is not None]
+            return [future.result() for future in running]
+
+    return agree
+
+
+def test_all_hosts_learn_of_each_difference(agree_on):
+    assert agree_on({"a": 1}, {"a": 1}, {"a": 1}) == [None] * 3
+    errors = agree_on({"a": 1, "b": [2]}, {"a": 1, "b": [2]}, {"a": 3, "c": "x"})
+    assert {type(error) for error in errors} == {hosts.HostsDisagree}
+    (message,) = {str(error) for error in errors}
+    for line in ("a: 1 in process 0, 3 in 2", "b: [2] in process 0, None in 2", "c: None in process 0, 'x' in 2"):
+        assert line in message
+    assert message.endswith("Mend it.")
+
+
+def test_a_host_that_does_not_come_is_missed(agree_on, monkeypatch):
+    monkeypatch.setattr(hosts, "PATIENCE", 0.05)
+    for error in agree_on({"a": 1}, {"a": 1}, None):
+        assert isinstance(error, hosts.HostMissing)
+        assert "has not come to this point within 0.05 s" in str(error)
+
+
+@pytest.mark.slow
+def test_hosts_wait_for_one_that_is_half_a_minute_later(tmp_path):
+    """Right before the first step; gloo, left alone, gives up after 30 s."""
+    config, running = small(tmp_path, "make_late()"), []
+    config.write_text(LATE + config.read_text())
+    address = f"--coordinator=127.0.0.1:{launching.free_port()}"
+    for index, seconds in enumerate(("0", "33")):
+        own = [address, "--num_processes=2", f"--process_id={index}"]
+        running += launching.start(config, tmp_path / "run", *own, devices=2, LATE=seconds)
+    outputs = launching.finish(running)
+    assert [process.returncode for process in running] == [0, 0], "\n".join(outputs)
+
+
+LATE = """
+import os, time
+
+def make_late():
+    from resnet_jax.training import experiment
+
+    def late(*args, original=experiment.train_batches):
+        time.sleep(float(os.environ["LATE"]))
+        return original(*args)
+
+    experiment.train_batches = late
+
+"""
+
+
+def test_pmap_on_several_hosts_is_refused_in_one_sentence(monkeypatch):
+    from resnet_jax.step import parallel
+
+    class Device:
+        def __init__(self, index):
+            self.id, self.process_index, self.platform = index, index // 2, "tpu"
+
+    with pytest.raises(ValueError, match="'pmap' leaves each of 2 hosts with a state of its own.*use 'jit'"):
+        parallel.parallelize(lambda: 0, lambda: 0, mode="pmap", devices=[Device(i) for i in range(4)])
+
+
+NO_CLUSTER = ValueError("coordinator_address should be defined.")  # what JAX says where it recognises none
+
+
+def raise_no_cluster(**_):
+    raise NO_CLUSTER
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        ({"coordinator": "a:1"}, {}, "give --num_processes, --process_id too"),
+        ({"num_processes": 2, "process_id": 0}, {}, "give --coordinator too"),
+        ({}, {"JOB_COMPLETION_INDEX": "3"}, r"one pod of a Kubernetes job.*install \"jax\[k8s\]\""),
+    ],
+    ids=["only the address", "no address", "a pod without the package"],
+)
+def test_half_an_address_is_refused(monkeypatch, arguments, environment, said):
+    monkeypatch.setattr(jax.distributed, "initialize", raise_no_cluster)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=said):
+        hosts.join(**arguments)
+
+
+def test_a_process_alone_is_alone(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", raise_no_cluster)
+    hosts.join()
+    assert not jax.distributed.is_initialized()
+    assert hosts.is_first()
+    hosts.agree({"anything": 1}, "")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")  # a notebook in a pod
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("asked for a job"))
+    hosts.join()
+
+
+@pytest.mark.slow
+def test_under_slurm_nothing_need_be_said(tmp_path):
+    """The variables that srun sets for two tasks on one node; JAX reads them."""
+    config, running = small(tmp_path), []
+    node = {
+        "SLURM_JOB_ID": str(launching.free_port()), "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_NTASKS": "2",
+    }  # fmt: skip
+    for index in range(2):
+        task = {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)}
+        running += launching.start(config, tmp_path / "run", devices=2, **node, **task)
+    outputs = launching.finish(running)
+    assert [process.returncode for process in running] == [0, 0], outputs
+    assert "process 0 of 2" in outputs[0]
+    assert len(workdirs.load_starts(str(tmp_path / "run"))) == 1

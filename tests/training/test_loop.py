@@ -1,0 +1,329 @@
+"""A run as its user meets it: trains, resumes exactly, stops loudly, refuses what contradicts."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from paths import ROOT
+from resnet_jax.data import pipeline, transforms
+from resnet_jax.runs import history, plots, reporting, workdirs
+from resnet_jax.training import checkpoint, experiment, loop, window
+from resnet_jax.weights.files import orbax_folder
+from tiny import TINY, equal, final_state, tiny_config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run, in the very layout that the others are compared with."""
+    workdir = tmp_path_factory.mktemp("finished")
+    result = loop.train(tiny_config(), str(workdir))
+    return workdir, result
+
+
+def test_a_run_leaves_config_metrics_checkpoints_and_curves(finished):
+    workdir, result = finished
+    records = history.read_metrics(str(workdir))
+    # Windows close at every third step, and at steps 8 and 16, where an evaluation and a checkpoint are due.
+    assert [r["step"] for r in records if r["split"] == "train"] == [3, 6, 8, 9, 12, 15, 16]
+    assert [r["step"] for r in history.test_records(records)] == [8, 16]
+    assert result == records[-1]
+    assert result["count"] == 64
+    assert {"epoch", "loss", "accuracy", "learning_rate", "images_per_second", "grad_norm"} <= records[0].keys()
+    assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert workdirs.load_config(str(workdir))["model"]["num_classes"] == 10
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()) == ["16", "8"]
+
+
+def test_evaluation_gives_exactly_what_was_logged(finished):
+    workdir, result = finished
+    again = loop.evaluate(tiny_config(), str(workdir))
+    assert {key: again[key] for key in ("step", "correct", "count", "loss")} == {
+        key: result[key] for key in ("step", "correct", "count", "loss")
+    }
+
+
+def test_starting_a_finished_run_again_changes_nothing(finished):
+    workdir, result = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    assert loop.train(tiny_config(), str(workdir)) == result
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch):
+    class Stopped(Exception):
+        pass
+
+    def stop_at_13(self, step, numbers, original=reporting.Reporter.train):
+        if step >= 12:
+            raise Stopped
+        original(self, step, numbers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reporting.Reporter, "train", stop_at_13)
+        with pytest.raises(Stopped):
+            loop.train(tiny_config(), str(tmp_path))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 12, "spl')  # cut off by the kill
+    loop.train(tiny_config(), str(tmp_path))
+    one, two = (final_state(path, tiny_config()) for path in (finished[0], tmp_path))
+    assert int(one.step) == 16
+    assert equal(one, two)
+
+    def numbers(workdir):
+        timing = ("time", "images_per_second", "seconds_left")
+        return [{k: v for k, v in r.items() if k not in timing} for r in history.read_metrics(str(workdir))]
+
+    assert numbers(tmp_path) == numbers(finished[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["pmap", "jit"])
+def test_sigkill_at_any_step_then_restart_ends_with_the_same_bits(tmp_path, parallel):
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from configs import default\n"
+        "def get_config():\n"
+        "    config = default.get_config()\n"
+        "    config.batch_size, config.num_epochs, config.log_every_steps = 16, 1.0, 1\n"
+        f"    config.model.kwargs.update({TINY!r})\n"
+        "    config.schedule.warmup_epochs = 0.0\n"
+        f"    config.parallel, config.checkpoint_every_steps = {parallel!r}, 7\n"
+        f"    config.data.data_dir = {str(ROOT / '.cache' / 'tfds')!r}\n"
+        "    return config\n"
+    )
+
+    def start(workdir):
+        command = [sys.executable, str(ROOT / "train.py"), f"--config={config}", f"--workdir={workdir}"]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def steps(workdir):
+        return len(history.read_metrics(str(workdir)))
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    output, _ = (process := start(whole)).communicate()
+    assert process.returncode == 0, output
+    kills = 0
+    for step in (5, 23, 60):
+        process = start(killed)
+        while steps(killed) < step and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+    assert kills == 3
+    output, _ = (process := start(killed)).communicate()
+    assert process.returncode == 0, output
+    assert "restored the checkpoint of step" in output
+    left, right = (orbax_folder.load_variables(str(path)) for path in (whole, killed))
+    assert equal(left, right)
+    progress = [next((path / "checkpoints").glob("89/progress")) for path in (whole, killed)]
+    assert equal(*(orbax_folder.load_tree(str(path)) for path in progress))
+
+
+def test_a_checkpoint_of_four_devices_goes_on_with_one(finished, tmp_path, monkeypatch):
+    run = experiment.build(tiny_config())
+    one = jax.sharding.NamedSharding(
+        jax.sharding.Mesh(np.array(jax.devices()[:1]), ("batch",)), jax.sharding.PartitionSpec()
+    )
+    with checkpoint.Checkpointer(str(finished[0])) as checkpoints:
+        state = checkpoints.restore(run.abstract_state(), one)
+    assert equal(state, final_state(finished[0], tiny_config()))
+    assert len(state.params["conv1"]["kernel"].sharding.device_set) == 1
+    monkeypatch.setattr(jax, "devices", lambda *args, devices=jax.devices: devices(*args)[:1])
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    result = loop.evaluate(tiny_config(), str(finished[0]))
+    assert result["correct"] == finished[1]["correct"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    original = experiment.train_batches
+
+    def poisoned(run, start_step):
+        for step, batch in enumerate(original(run, start_step), start_step + 1):
+            yield batch | {"mask": batch["mask"] * np.float32(np.nan if step == 11 else 1)}
+
+    monkeypatch.setattr(experiment, "train_batches", poisoned)
+    with pytest.raises(window.TrainingDiverged, match=r"the loss is nan at step 11\..*learning_rate"):
+        loop.train(tiny_config(), str(tmp_path))
+    with checkpoint.Checkpointer(str(tmp_path)) as checkpoints:
+        assert checkpoints.latest_step() == 8
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(orbax_folder.load_variables(str(tmp_path))))
+
+
+def test_the_workdir_of_another_run_is_refused_and_untouched(finished):
+    workdir, _ = finished
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    with pytest.raises(
+        ValueError, match=r"belongs to another run(.|\n)*config.seed: 0 there, 1 now(.|\n)*another --workdir"
+    ):
+        loop.train(tiny_config(seed=1), str(workdir))
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished):
+    config = tiny_config()
+    config.model.kwargs.stage_sizes = (1, 2)
+    with pytest.raises(checkpoint.CheckpointMismatch, match=r"missing from it: .*layer2.1.*(.|\n)*config.json"):
+        loop.evaluate(config, str(finished[0]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"batch_size": 6}, "a batch of 6 cannot be split evenly over 4 devices: use 4 or 8"),
+        ({"batch_size": 128}, r"batch_size=128 must lie in 1..64"),
+        ({"data.mean": (0.5,)}, "data.mean=.* has 1 entries, but the images of 'synthetic' have 3 channels"),
+        ({"model.num_classes": 5}, "num_classes=5, but 'synthetic' has 10 classes"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints=0 must be 1 or more"),
+        ({"keep_best": -1}, "keep_best=-1 0 or more"),
+        ({"parallel": "ddp"}, "unknown parallel mode 'ddp'"),
+        ({"batch_norm_devices": 3}, "batch_norm_devices=3: groups of 3 devices do not divide 4: use one of 1, 2, 4"),
+        ({"accumulate_steps": 4}, r"accumulate_steps=4 does not divide the 2 images of each device \(.*batch_size=8"),
+        ({"data.max_unreadable": 1.0}, r"max_unreadable=1.0 is a share, in \[0, 1\)"),
+        ({"profile_steps": (5, 2)}, r"profile_steps=\(5, 2\) must be \(first, last\) steps"),
+        (
+            {"data.augment": "trivia"},
+            "config.data: augment='trivia' is not known: use one of 'none', 'trivial', 'rand'",
+        ),
+        ({"data.augment_ops": 3}, "config.data: augment_ops=3 has no effect with augment='none'"),
+        ({"data.color_jitter": (0.4, 0.4, 0.4)}, "color_jitter=.* must be the strengths of brightness"),
+        ({"data.erase_noise": True}, "erase_noise=.* has no effect with erase=0.0"),
+        ({"data.repeats": 0}, "config.data.repeats=0 must be 1 or more"),
+        ({"profile_steps": (17, 20)}, r"profile_steps=\(17, 20\) begin after the last of the run's 16 steps"),
+        ({"data.fingerprint": "0123"}, "fingerprint='0123', but that of 'synthetic' is '[0-9a-f]{16}'"),
+        ({"schedule.warmup_epochs": 2.0}, "schedule.warmup_epochs=2.0 is not shorter than config.num_epochs=2.0"),
+        ({"model.name": "resnet5"}, "unknown model 'resnet5'"),
+        ({"data.name": "mnits"}, "mnits"),
+        ({"data.name": "folder", "data.path": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_a_config_that_contradicts_is_refused_before_anything_is_written(tmp_path, changes, said):
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        loop.train(tiny_config(**changes), str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_init_from_starts_from_the_weights_of_another_run(finished, tmp_path):
+    run = experiment.build(tiny_config(init_from=str(finished[0])))
+    assert equal(run.create_state().variables, orbax_folder.load_variables(str(finished[0])))
+    assert int(run.create_state().step) == 0
+    assert loop.evaluate(tiny_config(init_from=str(finished[0])), "")["correct"] == finished[1]["correct"]
+
+
+def test_weights_are_taken_in_the_dtypes_of_the_run_and_not_needed_again(finished, tmp_path):
+    """A half-precision file does not make a half-precision run, and a resumed run does not read it any more."""
+    from resnet_jax.weights import convert
+    from resnet_jax.weights.files import formats
+
+    model = experiment.build(tiny_config()).model
+    half = jax.tree.map(lambda leaf: leaf.astype(np.float16), orbax_folder.load_variables(str(finished[0])))
+    file = tmp_path / "half.safetensors"
+    formats.save_state_dict(file, convert.to_torch(model, half))
+    config = tiny_config(init_from=str(file))
+    state = experiment.build(config).create_state()
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.variables)} == {np.dtype("float32")}
+    np.testing.assert_array_equal(state.params["fc"]["bias"], half["params"]["fc"]["bias"].astype(np.float32))
+    result = loop.train(config, str(tmp_path / "run"))
+    file.unlink()
+    assert loop.train(config, str(tmp_path / "run")) == result
+
+
+def test_nothing_to_evaluate_is_said(tmp_path):
+    with pytest.raises(ValueError, match="give --workdir of a run, or --config.init_from"):
+        loop.evaluate(tiny_config(), "")
+    with pytest.raises(FileNotFoundError, match="not the workdir of a run"):
+        loop.evaluate(tiny_config(), str(tmp_path))
+
+
+def test_the_augmentation_of_the_config_reaches_the_batches():
+    keys = {"augment": "rand", "augment_ops": 1, "augment_magnitude": 20, "augment_interpolation": "bilinear"}
+    keys |= {"augment_fill": "mean", "color_jitter": (0.4, 0.4, 0.4, 0.1), "erase": 0.5, "crop": "resized"}
+    data = {f"data.{key}": value for key, value in keys.items()}
+    run = experiment.build(tiny_config(**data, **{"data.repeats": 2, "data.erase_noise": True}))
+    mean, std = run.config.data.mean, run.config.data.std
+    transform = transforms.train_transform(
+        run.config.data.image_size,
+        **keys,
+        flip=run.config.data.flip,
+        decoder=run.config.data.decoder,
+        fill=tuple(round(255 * value) for value in mean),
+        erase_noise=tuple(255 * value for value in std),
+    )
+    numbers = {"batch_size": run.config.batch_size, "seed": run.config.seed, "repeats": 2, "start_step": 3}
+    with (
+        experiment.train_batches(run, 3) as batches,
+        pipeline.train_batches(run.train_data, transform=transform, **numbers) as expected,
+    ):
+        np.testing.assert_array_equal(next(batches)["image"], next(expected)["image"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--config.batchsize=3"], "Did you mean"),
+        (["--config.batch_size=0"], "train.py: config.batch_size=0 must lie in 1..256"),
+        (["--mode=evaluate"], "should be one of"),
+        (["extra"], "flags are written --name=value"),
+        (["--hosts=one", "--coordinator=a:1"], "--hosts=one is alone"),
+    ],
+)
+def test_bad_flags_are_one_message(tmp_path, flags, said):
+    command = [
+        sys.executable,
+        "train.py",
+        "--config=configs/synthetic_resnet18.py",
+        f"--workdir={tmp_path}/run",
+        *flags,
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert said in done.stderr + done.stdout
+    assert not pathlib.Path(tmp_path, "run", "config.json").exists()
+    if said.startswith("train.py:"):
+        assert "Traceback" not in done.stderr
+
+
+def test_metrics_lines_are_json(finished):
+    for line in (finished[0] / "metrics.jsonl").read_text().splitlines():
+        assert json.loads(line)["split"] in ("train", "test")
+    assert not os.path.exists(finished[0] / "config.json.tmp")
+
+
+def test_unreadable_photographs_are_refused_by_name_or_counted(tmp_path, capsys):
+    """One damaged image in each split: never a silent wrong label."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 32), ("test", 9)):
+        for index in range(count):
+            folder = tmp_path / "data" / split / f"class{index % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f"{index:02}.png")
+        (folder / "broken.png").write_bytes(b"\x89PNG cut off")
+    photographs = {"data.name": "folder", "data.path": str(tmp_path / "data")}
+    with pytest.raises(Exception, match=r"broken.png.*on_error='skip'"):
+        loop.train(tiny_config(**photographs), str(tmp_path / "refused"))
+    result = loop.train(
+        tiny_config(**photographs, **{"data.on_error": "skip", "data.max_unreadable": 0.2}), str(tmp_path / "skipped")
+    )
+    assert result["count"] == 9
+    records = history.read_metrics(str(tmp_path / "skipped"))
+    assert sum(record.get("unreadable", 0) for record in records) == 2  # one in each of two epochs
+
+
+def test_curves_are_drawn_from_records(tmp_path):
+    records = [
+        {"step": 1, "epoch": 0.5, "split": "train", "loss": 2.0, "accuracy": 0.2, "learning_rate": 0.1},
+        {"step": 2, "epoch": 1.0, "split": "test", "loss": 1.0, "accuracy": 0.5, "correct": 5, "count": 10},
+    ]
+    plots.plot_curves(records, str(tmp_path / "curves.png"))
+    assert (tmp_path / "curves.png").stat().st_size > 5000
+    assert reporting.accuracy_line(records[1]) == "test accuracy 50.00 % (5/10)"
