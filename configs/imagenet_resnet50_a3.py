@@ -6,8 +6,8 @@ LAMB, binary cross-entropy, mixup or CutMix, RandAugment; trained at 160 pixels.
 mmpretrain's configs of it; the start of the warm-up (1e-4) and the end of the cosine (1e-6) are defaults of timm's
 script of that time, and so is the threshold of 0.2 above which a mixed label counts as present. timm crops with
 bilinear or bicubic interpolation by turns; here it is bilinear. The optimiser, schedule and loss equal timm's step by
-step (tests/test_recipes.py). Hardware: 8 accelerators. Expected: 78.1 % of the 50,000 validation images at 224 pixels
-(the paper; timm measures 78.05 % of its own weights); not run by this project, which has no such hardware.
+step (tests/training/test_recipes.py). Hardware: 8 accelerators. Expected: 78.1 % of the 50,000 validation images at
+224 pixels (the paper; timm measures 78.05 % of its own weights); not run by this project, which has no such hardware.
 """
 
 import ml_collections

@@ -5,8 +5,8 @@ r"""ResNet-50 on ImageNet by torchvision's newer recipe: 600 epochs, trained at 
 The recipe of torchvision's IMAGENET1K_V2 weights (pytorch/vision issue 3995 and references/classification):
 TrivialAugment, random erasing, mixup or CutMix, label smoothing, each image four times in an epoch of a quarter of the
 images, cosine with a warm-up of 5 epochs, an average of the weights. Optimiser, schedule, loss and average equal theirs
-step by step (tests/test_recipes.py). Hardware: 8 accelerators for days. Expected: 80.86 % of the 50,000 validation
-images (torchvision's own weights); not run by this project, which has no such hardware.
+step by step (tests/training/test_recipes.py). Hardware: 8 accelerators for days. Expected: 80.86 % of the 50,000
+validation images (torchvision's own weights); not run by this project, which has no such hardware.
 """
 
 import ml_collections

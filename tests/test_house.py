@@ -30,11 +30,11 @@ ALLOWED = {
     "step": set(),
     "runs": {"models", "version"},
     "training": {"step", "runs", "data", "models", "weights", "version"},
-    "plan": {"training"},
+    "plan": {"training", "processes"},
     "inference": {"data", "models"},
     "processes": set(),
     "version": set(),
-    "cli": {"inference", "plan", "training", "runs", "proof", "weights", "data", "models", "processes"},
+    "cli": {"inference", "plan", "training", "runs", "proof", "weights", "data", "models"},
     "": {"models", "weights", "version"},  # resnet_jax/__init__.py
 }
 MAY_IMPORT_TORCH = {"resnet_jax.proof.reference", "resnet_jax.proof.verify"}

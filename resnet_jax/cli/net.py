@@ -35,6 +35,7 @@ class Net:
 
 
 def add_net(verb: argparse.ArgumentParser, batch_size: int) -> None:
+    """Adds to a verb the options that `load` reads."""
     verb.add_argument("--model", required=True, help="a tag (resnet50.tv2_in1k), a workdir, a file or a folder")
     verb.add_argument("--network", help="the network of a file or folder that does not say which it holds")
     verb.add_argument("--batch-size", type=int, default=batch_size)
@@ -54,6 +55,11 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def load(arguments: argparse.Namespace) -> Net:
+    """The network that `--model` stands for, with its preprocessing as the options change it.
+
+    Raises:
+      ValueError: options that contradict the source or each other; no such source.
+    """
     source, path = arguments.model, pathlib.Path(arguments.model).expanduser()
     config = workdirs.find_config(path)
     if arguments.network and (config or not path.exists()):
@@ -165,10 +171,12 @@ def _num_classes(tensors: Mapping[str, np.ndarray]) -> int:
 
 
 def open_of_run(data: Mapping[str, Any], split: str, data_dir: str = "") -> base.Dataset:
+    """One split of the data of a run, whose `config.data` is `data`; `data_dir` is where they lie now."""
     keys = ("path", "image_size", "num_examples")
     options = {key: data[key] for key in keys}
     return datasets.open_dataset(data["name"], split, data_dir=data_dir or data["data_dir"], **options)
 
 
 def say(text: str) -> None:
+    """A line for people; what a program reads goes to standard output."""
     print(f"resnet-jax: {text}", file=sys.stderr)

@@ -224,8 +224,8 @@ def test_the_dialect_of_flags_is_that_of_the_training_script(tiny):
 def crashing(monkeypatch, cause, modes):
     """The command on two CPUs, where nothing is compiled: the compiler crashes in `modes` and is content in others."""
 
-    def call(function, arguments):
-        if arguments.remat in modes:
+    def call(function, *settled):
+        if settled[-1] in modes:
             raise processes.Crashed(cause, "/tmp/trace.log")
         return analysis_of(64)
 
@@ -287,11 +287,11 @@ RUNS = {
 WORKER = """
 import contextlib, dataclasses, io, json, sys
 from resnet_jax import cli
-from resnet_jax.cli import plan
+from resnet_jax.plan import subject
 from resnet_jax.plan import needs
 
 config, runs = sys.argv[1], json.loads(sys.argv[2])
-attempt, known = plan.Subject.attempt, []
+attempt, known = subject.Subject.attempt, []
 
 def quick(subject, *, batch=None, remat=None):
     batch = batch or subject.batch
@@ -306,7 +306,7 @@ def remember(subject):
     return known[-1]
 
 def run(name, arguments):
-    plan.Subject.attempt = quick if name.startswith("large") else remember
+    subject.Subject.attempt = quick if name.startswith("large") else remember
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = cli.main(["plan", "--config=" + config, *arguments])
