@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resnet_jax import compiler
 from resnet_jax.data.images.pillow import ImageArray, ImageLike, UnreadableImage
 from resnet_jax.data.sources.base import Dataset
 from resnet_jax.data.transforms import Preprocessing
@@ -172,8 +173,9 @@ def _rows(
     """For each index in order: the number that `read` gives with the image, and the logits; or why it has none."""
     _check(model, variables, preprocessing, batch_size)
     batch_size = min(batch_size, count)  # every batch has this shape: one compilation
+    compiled = jax.jit(_logits, static_argnames=("model", "preprocessing"), compiler_options=compiler.options())
     logits_of = functools.partial(
-        _logits, jax.device_put(variables), model=model.clone(train=False), preprocessing=preprocessing
+        compiled, jax.device_put(variables), model=model.clone(train=False), preprocessing=preprocessing
     )
     for batch in _read_ahead(functools.partial(_pixels, read, preprocessing), count, batch_size):
         images = [item[1] for item in batch if not isinstance(item, Exception)]
@@ -186,7 +188,6 @@ def _rows(
             yield item if isinstance(item, Exception) else (item[0], next(found))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "preprocessing"))
 def _logits(variables: Variables, pixels: jax.Array, *, model: ResNet, preprocessing: Preprocessing) -> jax.Array:
     logits: Any = model.apply(variables, preprocessing.normalize(pixels))
     if logits.ndim != 2:

@@ -10,7 +10,7 @@ import jax
 import ml_collections
 from etils import epath
 
-from resnet_jax import version
+from resnet_jax import compiler, version
 from resnet_jax.runs import history, plots, reporting, workdirs
 from resnet_jax.step import metrics
 from resnet_jax.step.parallel import connect
@@ -43,6 +43,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
       checkpoint.CheckpointNotSaved: the disk is full, or the like; the checkpoints before are whole.
     """
     use_compilation_cache(config.compilation_cache_dir)
+    compiler.warn()
     run = experiment.build(config)
     check_hosts(run)
     with workdirs.alone(workdir, writes=hosts.is_first()):
@@ -94,6 +95,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
       Preempted: SIGTERM came.
     """
     use_compilation_cache(config.compilation_cache_dir)
+    compiler.warn()
     run = experiment.build(config)
     check_hosts(run)
     if not workdir:

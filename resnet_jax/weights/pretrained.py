@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from resnet_jax import compiler
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variants import create_model
 from resnet_jax.weights import convert, recognise
@@ -73,6 +74,7 @@ def load_pretrained(
     if changes or in_chans is not None:
         before, model = model, create_model(name, **(dict(arguments) | changes))
         variables = _fit(before, model, variables, in_chans, key)
+    compiler.warn()
     return model, _on_device(model, variables, sharding)
 
 
