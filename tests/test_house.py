@@ -31,7 +31,7 @@ ALLOWED = {
     "runs": {"models", "version"},
     "training": {"step", "runs", "data", "models", "weights", "version"},
     "plan": {"training"},
-    "inference": {"data", "models"},
+    "inference": {"data", "models", "weights"},
     "processes": set(),
     "version": set(),
     "cli": {"inference", "plan", "training", "runs", "proof", "weights", "data", "models", "processes"},
