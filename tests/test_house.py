@@ -31,7 +31,7 @@ ALLOWED = {
     "runs": {"models", "version"},
     "training": {"step", "runs", "data", "models", "weights", "compiler", "version"},
     "plan": {"training", "processes"},
-    "inference": {"data", "models", "compiler"},
+    "inference": {"data", "models", "weights", "compiler"},
     "processes": {"compiler"},
     "compiler": set(),
     "version": set(),

@@ -37,7 +37,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
       ValueError: the config contradicts itself, or `workdir` belongs to another run.
       workdirs.WorkdirInUse: another process trains in `workdir`.
       hosts.HostsDisagree: the hosts of the run have other configs, data or versions.
-      window.TrainingDiverged: loss or gradient is not finite; the last good checkpoint stays.
+      window.TrainingDiverged: loss, gradient or state is not finite; the last good checkpoint stays.
+      checkpoint.DamagedCheckpoint: the newest cannot be read, or holds values that are not finite.
       window.TooManyUnreadable: more images cannot be read than the config allows.
       Preempted: SIGTERM came; the state is saved.
       checkpoint.CheckpointNotSaved: the disk is full, or the like; the checkpoints before are whole.
@@ -195,11 +196,12 @@ class _Steps:
                     self._window.add(step, waiting)
                 step, waiting = step + 1, sums
                 preempted = self._preemption.reached()
-                # ... but before anything is written they are all in: a state that is not finite is never saved, and
-                # the windows of a resumed run are those of an uninterrupted one.
+                # ... but before anything is written they are all in, and the state is looked at: one that is not finite
+                # is never evaluated or saved. The windows of a resumed run are those of an uninterrupted one.
                 if preempted or self._reports(step):
                     self._window.add(step, waiting)
                     waiting = None
+                    self._window.check(step, state)
                     self._report(step)
                     if preempted:
                         self._make_way(step, state)

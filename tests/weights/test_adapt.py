@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
+from drawing import drawn
 from resnet_jax.weights.convert import ConversionError
 
 
@@ -15,8 +16,7 @@ def shapes_of(model, channels=3):
 
 
 def random_variables(model, channels=3):
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(x.dtype), shapes_of(model, channels))
+    return drawn(shapes_of(model, channels))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
+from drawing import drawn
 from resnet_jax.weights.convert import ConversionError
 
 
@@ -20,8 +21,7 @@ def variables(name="cifar_resnet20", norm="batch"):
     """Random variables of every leaf, as NumPy arrays."""
     model = resnet_jax.create_model(name, norm=norm, **WIDE if norm == "group" else {})
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False))
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(leaf.dtype), shapes)
+    return drawn(shapes)
 
 
 WIDE = {"stage_features": (32, 64, 128), "stem_features": 32}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
+from drawing import drawn
 from resnet_jax.models.variants import ALIASES, VARIANTS, create_model
 from resnet_jax.weights import convert
 from resnet_jax.weights.errors import ConversionError
@@ -18,11 +19,9 @@ from resnet_jax.weights.recognise import identify, native_names
 def weights(name, **fields):
     """Random weights of a network under torchvision's names, counters included."""
     model = create_model(name, **fields)
-    rng = np.random.default_rng(0)
     images = np.zeros((1, 32, 32, 3), np.float32)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
-    variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(leaf.dtype), shapes)
-    return convert.to_torch(model, variables)
+    return convert.to_torch(model, drawn(shapes))
 
 
 @functools.cache
