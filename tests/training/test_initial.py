@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.models import variants
+from resnet_jax.plan import dry_run
 from resnet_jax.runs import workdirs
 from resnet_jax.training import experiment, initial, loop
 from resnet_jax.weights import convert
@@ -182,4 +183,4 @@ def test_weights_that_are_refused_do_not_bind_the_workdir(tmp_path):
             loop.train(tiny_config(init_from=bad), str(tmp_path / "run"))
         assert not (tmp_path / "run" / workdirs.CONFIG).exists()
     with pytest.raises(ValueError, match="fc"):
-        loop.dry_run(tiny_config(init_from=source))
+        dry_run.dry_run(tiny_config(init_from=source))

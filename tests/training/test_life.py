@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from resnet_jax.plan import dry_run
 from resnet_jax.runs import history, reporting, workdirs
 from resnet_jax.training import checkpoint, experiment, hosts, loop, window
 from resnet_jax.weights.files import orbax_folder
@@ -289,7 +290,7 @@ def test_another_batch_size_on_resume_is_refused(whole):
 
 def test_a_dry_run_says_what_the_step_needs_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    lines = "\n".join(loop.dry_run(tiny_config()))
+    lines = "\n".join(dry_run.dry_run(tiny_config()))
     run = experiment.build(tiny_config())
     parameters = sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state().params))
     for expected in (f"parameters   {parameters:,}", "16 steps, 8 an epoch", "TFLOP", "MiB", "all-reduce", "64 images"):
