@@ -51,6 +51,8 @@ def test_per_example_gradients_are_those_of_each_example(printed):
     one = jax.grad(printed["loss"])(printed["variables"]["params"], printed["images"][1], 7)
     for ours, alone in zip(jax.tree.leaves(printed["grads"]), jax.tree.leaves(one), strict=True):
         assert ours.shape == (2, *alone.shape)
+        np.testing.assert_allclose(ours[1], alone, rtol=1e-3, atol=1e-4 * float(np.abs(alone).max()))
+    assert any(np.abs(alone).max() > 0 for alone in jax.tree.leaves(one))
 
 
 def test_the_nnx_bridge_gives_the_same_logits(printed):
@@ -68,10 +70,11 @@ def test_commands_that_are_named_exist():
         assert stopped.value.code == 0
     for target in set(re.findall(r"make (\w+)  ", README)):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    for name in re.findall(r"`(benchmarks/\w+\.py|configs/\w+\.py)`", README):
-        assert (ROOT / name).is_file()
-    for file in re.findall(r"\]\(([\w/.]+)\)", README):
-        assert (ROOT / file).exists()
+    scripts, links = re.findall(r"(?:benchmarks|configs)/\w+\.py", README), re.findall(r"\]\(([\w/.]+)\)", README)
+    assert scripts
+    assert links
+    for name in (*scripts, *links):
+        assert (ROOT / name).exists(), name
 
 
 def environment(home):

@@ -11,7 +11,7 @@ import pytest
 import resnet_jax
 from batches import NUMBERS, make_batch
 from resnet_jax.step import metrics
-from resnet_jax.step.step import create_train_state, cross_entropy, eval_step, normalize, train_step
+from resnet_jax.step.step import TrainState, create_train_state, cross_entropy, eval_step, normalize, train_step
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +95,37 @@ def test_a_net_without_statistics_trains():
     state, _ = jax.jit(functools.partial(train_step, **NUMBERS))(state, make_batch(4))
     assert set(state.variables) == {"params"}
     assert eval_step(state, make_batch(4), **NUMBERS)["count"] == 4
+
+
+def test_dropout_differs_from_device_to_device_and_mixing_does_not():
+    """The net is a stand-in that gives the random numbers of its dropout as logits, the mix the number of its draw."""
+    shape = (2, 5)
+
+    def apply(variables, images, *, train, mutable, rngs):
+        drawn.append(jax.random.uniform(rngs["dropout"]))
+        return variables["params"]["w"] * images.sum((1, 2))[:, :1] * jnp.ones(shape), {}
+
+    def draw_mix(key, size):
+        mixed.append(jax.random.uniform(key))
+        return jnp.ones(size), jnp.ones(())
+
+    drawn, mixed = [], []
+    state = TrainState.create(apply_fn=apply, params={"w": jnp.ones(())}, tx=optax.sgd(0.1), batch_stats={})
+    batch = jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), make_batch(4))
+
+    def numbers(part):
+        del drawn[:], mixed[:]
+        train_step(state, part, draw_mix=draw_mix, axis_name="batch", **NUMBERS)
+        return drawn[0], mixed[0]
+
+    dropped, share = jax.vmap(numbers, axis_name="batch", out_axes=0)(batch)
+    assert dropped[0] != dropped[1]
+    assert share[0] == share[1]
+
+
+def test_where_there_is_an_average_it_is_evaluated(state):
+    evaluate = jax.jit(functools.partial(eval_step, **NUMBERS))
+    other = jax.tree.map(lambda x: 1.5 * x, state.variables)
+    averaged = evaluate(state.replace(ema=other), make_batch(4))
+    alone = evaluate(state.replace(params=other["params"], batch_stats=other["batch_stats"]), make_batch(4))
+    assert averaged == alone != evaluate(state, make_batch(4))
