@@ -73,12 +73,23 @@ def cut(name, sizes):
     return {"stage_sizes": sizes} | pruned
 
 
-def count(name, **fields):
-    model = resnet_jax.create_model(name, **fields)
-    shapes = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32), train=False)
-    )
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+@functools.cache
+def parameters(model):
+    """The tree of its parameters' sizes."""
+    images = np.zeros((1, 64, 64, 3), np.float32)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    return jax.tree.map(lambda leaf: leaf.size, shapes["params"])
+
+
+def total(tree):
+    return sum(jax.tree.leaves(tree))
+
+
+def total_by_blocks(model):
+    """The parameters of a network, whose third block of a stage and later ones are taken to be as its second."""
+    few = parameters(model.clone(stage_sizes=tuple(min(size, 2) for size in model.stage_sizes)))
+    more = (max(size - 2, 0) * total(few[f"layer{i + 1}"].get("1", {})) for i, size in enumerate(model.stage_sizes))
+    return total(few) + sum(more)
 
 
 def prove(entry, size, record_property, sizes=None):
@@ -96,18 +107,16 @@ def prove(entry, size, record_property, sizes=None):
     theirs = verify.torch_stage_outputs(reference, images)
     rows = verify.compare(ours, theirs, dtype="float64", size=f"{size[0]}x{size[1]}")
     worst = max(rows, key=lambda row: row.difference)
-    parameters = count(name, **fields)
+    count = total(parameters(resnet_jax.create_model(name, **fields)))
     label = f"{entry} {sum(sizes)} blocks" if sizes else entry
-    record_property(
-        "parity", f"{label:<33}{parameters:>12,}  {worst.size:<9}{worst.stage:<12}{worst.difference:>11.1e}"
-    )
+    record_property("parity", f"{label:<33}{count:>12,}  {worst.size:<9}{worst.stage:<12}{worst.difference:>11.1e}")
     assert len(rows) == len([stage for stage in dir(reference) if stage.startswith("layer")]) + 3
     # Signals that explode would drown a forgotten bias; ones that vanish would hide a whole branch.
     assert all(1e-3 < row.reference < 1e3 for row in rows), rows
     assert bool(gates) == (name.startswith(("se", "eca", "resnetrs")))
     assert all(0.02 < gate < 0.98 for gate in gates)
     assert worst.difference < 1e-10, rows
-    assert parameters == sum(parameter.numel() for parameter in reference.parameters())
+    assert count == sum(parameter.numel() for parameter in reference.parameters())
 
 
 def gate_values(reference):
@@ -148,7 +157,9 @@ def test_the_one_that_timm_has_no_entry_point_for_is_its_resnet_with_those_argum
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("entry", [entry for entry in GROUPS.values() if entry != "timm/test_resnet"])
+@pytest.mark.parametrize(
+    "entry", [entry for entry in GROUPS.values() if entry not in ("timm/resnet50", "timm/test_resnet")]
+)
 def test_a_network_of_each_group_cut_to_few_blocks_equals_pytorch(entry, record_property):
     prove(entry, SMALL, record_property, FEW)
 
@@ -178,37 +189,44 @@ def test_torchvisions_ten_equal_at_real_sizes_in_float32_too(entry):
     assert report.passed, report.table()
 
 
-@pytest.mark.parametrize(
-    "entry",
-    proof(
-        [*TIMM, *TORCHVISION],
-        share=["torchvision/resnet18", "timm/test_resnet", "timm/senet154", "timm/ecaresnet50d_pruned"],
-    ),
-)
-def test_there_and_back_is_bit_for_bit_and_loads_strictly(entry):
+def there_and_back(entry, sizes=None):
     library, name = entry.split("/")
-    reference = verify.torch_reference(name, library=library)
+    layers = {"layers": sizes} if sizes else {}
+    reference = verify.torch_reference(name, library=library, **layers)
     verify.randomise_norms(reference)
     given = reference.state_dict()
     for key, counter in given.items():
         if key.endswith("num_batches_tracked"):
             assert not counter  # as in a new module; Flax has no such counter, and `to_torch` writes 0
-    model = resnet_jax.create_model(name)
+    model = resnet_jax.create_model(name, **(cut(name, sizes) if sizes else {}))
     returned = resnet_jax.to_torch(model, resnet_jax.from_torch(model, given))
     assert list(returned) == list(given)
     for key, tensor in given.items():
         np.testing.assert_array_equal(returned[key], tensor.numpy(), strict=True)
     # An empty module, so that what is missing cannot come from the one that gave the weights.
     with torch.device("meta"):
-        empty = verify.torch_reference(name, library=library)
+        empty = verify.torch_reference(name, library=library, **layers)
     empty.load_state_dict({key: torch.from_numpy(value) for key, value in returned.items()}, strict=True, assign=True)
+
+
+@pytest.mark.parametrize("entry", proof([*TIMM, *TORCHVISION], share=["torchvision/resnet18", "timm/test_resnet"]))
+def test_there_and_back_is_bit_for_bit_and_loads_strictly(entry):
+    there_and_back(entry)
+
+
+@pytest.mark.parametrize("entry", ["timm/senet154", "timm/ecaresnet50d_pruned"])
+def test_there_and_back_is_bit_for_bit_of_few_blocks_too(entry):
+    there_and_back(entry, FEW)
 
 
 @pytest.mark.parametrize("name", [entry.removeprefix("timm/") for entry in TIMM])
 def test_parameter_counts_equal_to_the_unit(name):
+    """By blocks; the whole proof counts them all."""
     with torch.device("meta"):
         reference = timm.create_model(name)
-    assert count(name) == sum(parameter.numel() for parameter in reference.parameters())
+    model = resnet_jax.create_model(name, zero_init_residual=False)  # so that more of them are the same but for depth
+    ours = total(parameters(model)) if model.block_widths else total_by_blocks(model)
+    assert ours == sum(parameter.numel() for parameter in reference.parameters())
 
 
 def test_projection_shortcuts_of_a_cifar_network_equal():
@@ -246,8 +264,8 @@ DAMAGE = [
     ("resnetrs50", "maxpool.1.bias", lambda x: x * 1.1),
     ("resnetrs50", "layer2.0.downsample.2.running_var", lambda x: x * 1.01),
     ("resnetrs50", "layer1.0.se.fc1.weight", lambda x: x[:, ::-1]),
-    ("resnetrs50", "layer3.1.se.fc1.bias", lambda x: x + 0.1),
-    ("resnetrs50", "layer4.2.se.fc2.weight", lambda x: x[::-1]),
+    ("resnetrs50", "layer1.1.se.fc1.bias", lambda x: x + 0.1),
+    ("resnetrs50", "layer4.0.se.fc2.weight", lambda x: x[::-1]),
     ("resnetrs50", "layer1.0.se.fc2.bias", lambda x: x + 0.1),
     ("ecaresnet50d_pruned", "layer4.0.se.conv.weight", lambda x: x[..., ::-1]),
     ("ecaresnet50d_pruned", "layer1.0.se.conv.weight", lambda x: x[..., ::-1]),
@@ -255,8 +273,9 @@ DAMAGE = [
 
 
 @functools.cache
-def damage_reference(name):
-    reference = verify.torch_reference(name)
+def damage_reference(network):
+    """Weights, images and what PyTorch makes of them; torchvision's network whole, timm's cut to a few blocks."""
+    reference = verify.torch_reference(network, **({} if network == "resnet18" else {"layers": FEW}))
     verify.randomise_norms(reference)
     images = np.random.default_rng(0).standard_normal((2, *SMALL, 3))
     return reference.state_dict(), images, verify.torch_stage_outputs(reference, images)
@@ -270,8 +289,9 @@ def test_each_kind_of_damage_is_seen(network, name, change):
     state_dict, images, theirs = damage_reference(network)
     damaged = {key: tensor.numpy() for key, tensor in state_dict.items()}
     damaged[name] = change(damaged[name])
+    fields = {} if network == "resnet18" else cut(network, FEW)
     with jax.enable_x64(True):
-        model = resnet_jax.create_model(network, param_dtype="float64")
+        model = resnet_jax.create_model(network, param_dtype="float64", **fields)
         variables = resnet_jax.from_torch(model, damaged, dtype=np.float64)
         rows = verify.compare(verify.stage_outputs(model, variables, images), theirs, dtype="float64", size="65x97")
     logits = rows[-1]
@@ -286,20 +306,27 @@ def logits_of_pytorch(module, images, autocast=False):
         return module(channels_first).double().numpy()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet50", "seresnet50", pytest.param("resnet152", marks=pytest.mark.parity)])
-def test_bfloat16_is_as_accurate_as_pytorchs(name, capsys):
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        pytest.param("resnet50", FEW, marks=pytest.mark.slow),
+        pytest.param("seresnet50", FEW, marks=pytest.mark.slow),
+        *(pytest.param(name, None, marks=pytest.mark.parity) for name in ("resnet50", "seresnet50", "resnet152")),
+    ],
+)
+def test_bfloat16_is_as_accurate_as_pytorchs(name, sizes, capsys):
     """Not the same bits, but no worse: the error of both against float64, over 16 inputs for each of three seeds."""
-    model = resnet_jax.create_model(name, dtype="bfloat16", train=False)
-    ours, theirs = [], []
+    library, layers, fields = ("timm", {"layers": sizes}, cut(name, sizes)) if sizes else (None, {}, {})
+    model = resnet_jax.create_model(name, dtype="bfloat16", train=False, **fields)
+    apply, ours, theirs = jax.jit(model.apply), [], []
     for seed in range(3):
-        reference = verify.torch_reference(name, seed=seed)
+        reference = verify.torch_reference(name, library=library, seed=seed, **layers)
         verify.randomise_norms(reference, seed)
         images = np.random.default_rng(seed).standard_normal((16, 64, 64, 3)).astype(np.float32)
         variables = resnet_jax.from_torch(model, reference.state_dict())
         autocast = logits_of_pytorch(reference, images, autocast=True)
         exact = logits_of_pytorch(reference.double(), images.astype(np.float64))
-        logits = jax.jit(model.apply)(variables, images)
+        logits = apply(variables, images)
         assert logits.dtype == jax.numpy.bfloat16
         scale = np.sqrt(np.mean(exact**2))
         ours.append((np.asarray(logits, np.float64) - exact) / scale)
