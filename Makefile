@@ -7,13 +7,14 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 WORKDIR ?= runs/demo
 
-.PHONY: help demo test parity fast lint types format clean
+.PHONY: help demo test fast parity soak lint types format clean
 
 help:
 	@echo "make demo    train on the embedded digits, restore, evaluate, export (2 to 3 minutes with the install)"
 	@echo "make test    all tests, and a fixed share of the proof"
-	@echo "make parity  the whole proof: every network against PyTorch (13 minutes on 2 cores)"
 	@echo "make fast    the tests that take seconds"
+	@echo "make parity  the whole proof: every network against PyTorch (13 minutes on 2 cores)"
+	@echo "make soak    runs that are stopped at random moments, by every signal, on every layout of devices (an hour)"
 	@echo "make lint | types | format | clean"
 
 demo: $(VENV)/train.stamp
@@ -25,13 +26,20 @@ demo: $(VENV)/train.stamp
 	$(VENV)/bin/resnet-jax convert $(WORKDIR) --out=$(WORKDIR)/digits_resnet20.safetensors
 
 test: $(VENV)/dev.stamp
-	$(RUN) -m pytest -n 2 --dist worksteal -m "share or not parity"
+	$(RUN) -m pytest -n 2 --dist worksteal -m "(share or not parity) and not soak"
 
 parity: $(VENV)/dev.stamp
 	$(RUN) -m pytest -n 2 --dist worksteal -m parity
 
 fast: $(VENV)/fast.stamp
-	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not parity"
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not slow and not parity and not soak"
+
+soak: $(VENV)/dev.stamp
+	$(RUN) -m pytest -n 2 --dist worksteal -m soak
+	$(RUN) tools/kill_runs.py --runs=50
+	$(RUN) tools/kill_runs.py --how=term --runs=10
+	$(RUN) tools/kill_runs.py --how=full --runs=5
+	$(RUN) tools/kill_runs.py --how=devices --runs=6
 
 lint: $(VENV)/fast.stamp
 	$(RUN) -m ruff check .
@@ -47,19 +55,22 @@ format: $(VENV)/fast.stamp
 clean:
 	rm -rf .venv .venv-* .cache .pytest_cache .ruff_cache .mypy_cache runs/demo
 
-# One environment for each Python, grown in steps: `demo` needs neither torch nor the tools of development.
+# One environment for each Python; `demo` needs neither torch nor the tools of development. Each step installs all that
+# the ones before it do, in one go. Modules are compiled when they are first imported: most of torch never is.
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile --editable
+
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install one, or give PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/train.stamp: pyproject.toml | $(VENV)/bin/python
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[train]"
+	$(INSTALL) ".[train]"
 	@touch $@
 
-$(VENV)/fast.stamp: $(VENV)/train.stamp
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[train,dev]"
-	@touch $@
+$(VENV)/fast.stamp: pyproject.toml | $(VENV)/bin/python
+	$(INSTALL) ".[train,dev]"
+	@touch $(VENV)/train.stamp $@
 
-$(VENV)/dev.stamp: $(VENV)/fast.stamp
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[train,torch,gcs,tpu,dev]"
-	@touch $@
+$(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
+	$(INSTALL) ".[train,torch,gcs,tpu,dev]"
+	@touch $(VENV)/train.stamp $(VENV)/fast.stamp $@

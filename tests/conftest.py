@@ -9,7 +9,12 @@ SETTINGS = {
     "JAX_NUM_CPU_DEVICES": "4",
     "NPROC": "8",  # XLA's thread pool: with fewer threads than devices a collective can wait for ever
     "OMP_NUM_THREADS": "1",  # PyTorch's: tests run side by side, and small nets only lose by more
+    # Programs are small and many, so that compiling is most of the work: quick to compile, slow to run. What is to be
+    # compiled as users have it asks for the fixture `optimised`: the proof, and whatever compilers have got wrong.
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    # One process, or one run of the tests, takes over what another has compiled, however small.
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_NUMPY_RANK_PROMOTION": "raise",
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
@@ -33,14 +38,14 @@ def x64() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def plain_compilation() -> Iterator[None]:
-    """Quick to compile, slow to run: for tests that spend their time compiling and compare nothing with PyTorch's."""
-    before = jax.config.values["jax_disable_most_optimizations"]
+def optimised() -> Iterator[None]:
+    """Compiles as users do, in this process and in those that it starts."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of processes that the tests start
-        jax.config.update("jax_disable_most_optimizations", True)
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+        jax.config.update("jax_disable_most_optimizations", False)
+        jax.clear_caches()  # what was compiled otherwise
         yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

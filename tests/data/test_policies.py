@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import random
 
 import numpy as np
@@ -58,38 +59,37 @@ TORCHVISION = {
 }
 
 
-def torchvisions(vision, monkeypatch, name):
-    """A function that lets torchvision's policy draw for one image, and returns its operations."""
+@functools.cache
+def drawn_by_torchvision(name):
+    """The operations of torchvision's policy for each of `DRAWS` images, from PyTorch's seed 1."""
+    pytest.importorskip("torch").manual_seed(1)
+    vision = pytest.importorskip("torchvision.transforms")
     _, kind, kwargs = TORCHVISION[name]
-    drawn = []
-
-    def note(image, *operation, **_):
-        drawn.append(operation)
-        return image
-
-    monkeypatch.setattr(vision.autoaugment, "_apply_op", note)
     if "policy" in kwargs:
         kwargs = {"policy": vision.AutoAugmentPolicy(kwargs["policy"])}
-    policy = getattr(vision, kind)(**kwargs)
+    policy, drawn = getattr(vision, kind)(**kwargs), []
     image = from_array(np.zeros((HEIGHT, WIDTH, 3), np.uint8))
 
-    def draw():
-        drawn.clear()
-        policy(image)
-        return list(drawn)
+    def note(image, *operation, **_):
+        drawn[-1].append(operation)
+        return image
 
-    return draw
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vision.autoaugment, "_apply_op", note)
+        # 14 tensors, the same for each image of this size.
+        patch.setattr(policy, "_augmentation_space", functools.cache(policy._augmentation_space))
+        for _ in range(DRAWS):
+            drawn.append([])
+            policy(image)
+    return drawn
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_policies_draw_what_torchvision_draws_from_the_same_random_numbers(rng, vision, monkeypatch, name):
-    draw = torchvisions(vision, monkeypatch, name)
-    rng.torch.manual_seed(1)
-    expected = [draw() for _ in range(DRAWS)]
+def test_policies_draw_what_torchvision_draws_from_the_same_random_numbers(rng, name):
+    expected = drawn_by_torchvision(name)
     rng.torch.manual_seed(1)
     for operations in expected:
-        found = TORCHVISION[name][0](rng, HEIGHT, WIDTH)
-        assert found == operations
+        assert TORCHVISION[name][0](rng, HEIGHT, WIDTH) == operations
 
 
 def test_magnitudes_are_torchvisions_to_the_last_bit_for_every_size(vision):
@@ -122,12 +122,9 @@ def counted(lists):
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_operations_are_drawn_as_often_as_by_torchvision(vision, monkeypatch, name):
-    torch = pytest.importorskip("torch")
-    torch.manual_seed(2)
-    draw, rng = torchvisions(vision, monkeypatch, name), np.random.default_rng(3)
-    found = [TORCHVISION[name][0](rng, HEIGHT, WIDTH) for _ in range(DRAWS)]
-    assert_as_often(counted(found), counted(draw() for _ in range(DRAWS)))
+def test_operations_are_drawn_as_often_as_by_torchvision(name):
+    expected, rng = drawn_by_torchvision(name), np.random.default_rng(3)
+    assert_as_often(counted(TORCHVISION[name][0](rng, HEIGHT, WIDTH) for _ in range(DRAWS)), counted(expected))
 
 
 FACTORS = ("Color", "Contrast", "Brightness", "Sharpness")  # timm's arguments are 1 + magnitude

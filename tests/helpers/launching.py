@@ -14,7 +14,6 @@ def start(config, workdir, *flags, devices=1, processes=1, **environment):
     variables = {
         "JAX_NUM_CPU_DEVICES": str(devices),
         "NPROC": str(2 * max(devices, 2)),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # such runs are short: what takes their time is compiling
         **environment,
     }
     address = f"127.0.0.1:{free_port()}"

@@ -12,8 +12,6 @@ from resnet_jax.models import variants
 from resnet_jax.runs import history, reporting
 from resnet_jax.training import experiment, loop
 
-pytestmark = pytest.mark.usefixtures("plain_compilation")
-
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
 
 # What is shrunk is where and how long, not how: the recipe runs as it is written.

@@ -12,8 +12,6 @@ from flax.traverse_util import flatten_dict
 
 import resnet_jax
 
-pytestmark = pytest.mark.usefixtures("plain_compilation")
-
 
 def backbone(**kwargs):
     return resnet_jax.create_model("test_resnet", num_classes=0, param_dtype="float64", **kwargs)
