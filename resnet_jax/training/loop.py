@@ -197,12 +197,11 @@ class _Steps:
                 step, waiting = step + 1, sums
                 preempted = self._preemption.reached()
                 # ... but before anything is written they are all in, and the state is looked at: one that is not finite
-                # is never evaluated or saved. The windows of a resumed run are those of an uninterrupted one.
+                # is never evaluated or saved, and the windows of a resumed run are those of an uninterrupted one.
                 if preempted or self._reports(step):
                     self._window.add(step, waiting)
                     waiting = None
-                    self._window.check(step, state)
-                    self._report(step)
+                    self._report(step, state)
                     if preempted:
                         self._make_way(step, state)
                     last = self._evaluate_and_save(step, state) or last
@@ -228,8 +227,9 @@ class _Steps:
 
     # Doing it:
 
-    def _report(self, step: int) -> None:
+    def _report(self, step: int, state: TrainState) -> None:
         numbers, run = self._window.close(), self._run
+        self._window.check(step, state)  # after the clock has stopped, and before anything is written
         position = {"epoch": step / run.steps_per_epoch, "learning_rate": float(run.schedule(step - 1))}
         left = (run.num_steps - step) * numbers.pop("seconds_per_step")
         self._reporter.train(step, position | numbers | {"seconds_left": left})
