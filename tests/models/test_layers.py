@@ -210,3 +210,8 @@ def test_squeeze_and_excitation_reduces_to_a_multiple_of_8(features, reduced):
     shapes = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 2, 2, features), jnp.float32))
     assert shapes["params"]["fc1"]["kernel"].shape == (1, 1, features, reduced)
     assert shapes["params"]["fc2"]["kernel"].shape == (1, 1, reduced, features)
+
+
+def test_the_stems_pool_looks_at_windows_around_every_second_pixel():
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    assert layers.max_pool3x3(x)[0, :, :, 0].tolist() == [[5, 7], [13, 15]]

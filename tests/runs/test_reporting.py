@@ -274,3 +274,12 @@ def test_a_line_that_is_no_record_is_named(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n' + line + "\n")
     with pytest.raises(ValueError, match=r"metrics.jsonl, line 2, is no record of a run .*remove that line"):
         history.read_metrics(str(tmp_path))
+
+
+def test_on_a_disk_a_record_is_there_as_soon_as_it_is_made(tmp_path):
+    """And so survives a kill at any moment after."""
+    log = history.Records(str(tmp_path), first_step=0)
+    for step in (1, 2):
+        log.append(record(step))
+        assert read(tmp_path) == list(range(1, step + 1))
+    log.close()

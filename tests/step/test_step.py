@@ -129,3 +129,33 @@ def test_where_there_is_an_average_it_is_evaluated(state):
     averaged = evaluate(state.replace(ema=other), make_batch(4))
     alone = evaluate(state.replace(params=other["params"], batch_stats=other["batch_stats"]), make_batch(4))
     assert averaged == alone != evaluate(state, make_batch(4))
+
+
+def test_the_gradient_is_that_of_the_mean_over_what_counts():
+    """Of a net of one weight, times an image's brightness, and a loss that is its output."""
+
+    def apply(variables, images, **_):
+        return variables["params"]["w"] * images[:, 0, 0, :1] * jnp.ones((1, 5)), {}
+
+    state = TrainState.create(apply_fn=apply, params={"w": jnp.ones(())}, tx=optax.sgd(1.0), batch_stats={})
+    batch = make_batch(4) | {"mask": np.array([1, 1, 0, 1], np.float32)}
+    batch["image"] = np.broadcast_to(np.uint8([51, 102, 153, 204])[:, None, None, None], batch["image"].shape)
+    numbers = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    new, sums = train_step(state, batch, loss=lambda logits, targets: logits[:, 0], **numbers)
+    assert float(new.params["w"]) == pytest.approx(1 - (0.2 + 0.4 + 0.8) / 3)
+    assert float(sums["grad_norm"]) == pytest.approx((0.2 + 0.4 + 0.8) / 3)
+
+
+def test_part_j_of_a_batch_has_the_rows_from_j_on_in_steps_of_the_number_of_parts():
+    """The net's running statistics are what it has seen last: the second of two parts."""
+
+    def apply(variables, images, **_):
+        brightness = images[:, 0, 0, :1]
+        return variables["params"]["w"] * brightness * jnp.ones((1, 5)), {"batch_stats": {"seen": brightness[:, 0]}}
+
+    stats = {"seen": jnp.zeros(2)}
+    state = TrainState.create(apply_fn=apply, params={"w": jnp.ones(())}, tx=optax.sgd(1.0), batch_stats=stats)
+    image = np.broadcast_to(np.uint8([51, 102, 153, 204])[:, None, None, None], (4, 8, 8, 3))
+    numbers = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    new, _ = train_step(state, make_batch(4) | {"image": image}, accumulate=2, **numbers)
+    assert new.batch_stats["seen"].tolist() == pytest.approx([0.4, 0.8])

@@ -11,8 +11,6 @@ from resnet_jax.runs import history, workdirs
 from resnet_jax.training import checkpoint, experiment, hosts, loop, sound, window
 from tiny import tiny_config
 
-pytestmark = pytest.mark.usefixtures("plain_compilation")
-
 # A first convolution, the last norm, the head, a statistic, an average, and the momentum: where in a state -> its name.
 PLACES = {
     ("params", "conv1", "kernel"): "conv1.weight",

@@ -92,3 +92,9 @@ def test_the_first_tensors_are_named_with_the_way_out():
     assert "older checkpoint" in out
     assert out.endswith("Or do as told.")
     finite.refuse({"x0": tensors["x0"]}, "net.pth", "")
+
+
+def test_a_value_that_is_alone_behind_the_last_chunk_is_not_missed():
+    values = np.ones(finite._CHUNK + 1, np.float32)
+    values[-1] = np.nan
+    assert finite.damage({"x": values}).endswith("1 NaN")

@@ -219,7 +219,9 @@ def test_what_makes_an_object_is_charged_512_bytes_for_it(opcode):
     assert left(1) - left(2) >= 512
 
 
-def test_text_that_is_no_unicode_is_read_as_pickle_reads_it():
-    """The path of a file whose name is no UTF-8, among a script's arguments, say."""
-    content = pickle.dumps({"path": os.fsdecode(b"a\xff")}, protocol=2)
-    assert opcodes.run(machine(content)) == pickle.loads(content)
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_plain_data_are_read_as_pickle_reads_them(protocol):
+    numbers = [0, 255, -1, 256, 65_536, -(1 << 31), 1 << 40, -(1 << 63), 2.5, None, True, False]
+    value = {"numbers": numbers, "again": numbers, 7: ((), ("x",), (1, "x"), (1, 2, 3), tuple(range(9)), [[], {}])}
+    value |= {"é\U0001f600": "long" * 100, "path": os.fsdecode(b"no UTF-8: \xff")}
+    assert opcodes.run(machine(pickle.dumps(value, protocol))) == value

@@ -19,8 +19,6 @@ from resnet_jax.weights.errors import ConversionError
 from resnet_jax.weights.files import formats, orbax_folder
 from tiny import tiny_config
 
-pytestmark = pytest.mark.usefixtures("plain_compilation")
-
 FIELDS = {"stage_sizes": (1,), "stage_features": (8,), "stem_features": 8}
 MODEL = resnet_jax.create_model("cifar_resnet20", **FIELDS)
 # The first convolution, the last norm's scale, the head, a statistic: where a damaged value stands -> what can be.
