@@ -48,6 +48,26 @@ def optimised() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
 
 
+_PICTURES: list[bytes] = []
+
+
+@pytest.fixture(scope="module")
+def drawn_once() -> Iterator[None]:
+    """All runs leave the curves of the first: to draw them takes longer than to train a net of one block."""
+    from resnet_jax.runs import plots
+
+    draw = plots.draw_png
+
+    def draw_first(runs: object) -> bytes:
+        if not _PICTURES:
+            _PICTURES.append(draw(runs))
+        return _PICTURES[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "draw_png", draw_first)
+        yield
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The table of `pytest -m parity`: a line for each comparison with PyTorch that was made."""
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]

@@ -214,6 +214,11 @@ def test_curves_are_a_picture(tmp_path):
     write(tmp_path, range(1, 9))
     plots.leave_curves(str(tmp_path))
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+def test_a_test_record_as_a_line():
+    assert reporting.accuracy_line(record(8, "test")) == "test accuracy 50.00 % (5/10)"
 
 
 def events(folder):
