@@ -65,12 +65,12 @@ def noise(count, channels=1, size=8):
 
 @functools.cache
 def logits_by_hand(channels, count=37):
-    """One image at a time, normalised in NumPy, without jit."""
-    preprocessing = GREY if channels == 1 else RGB
+    """One image at a time, normalised in NumPy."""
+    preprocessing, apply = GREY if channels == 1 else RGB, jax.jit(functools.partial(MODEL.apply, train=False))
     rows = []
     for image in noise(count, channels):
         x = (preprocessing.pixels(image) / 255 - np.array(preprocessing.mean)) / np.array(preprocessing.std)
-        rows.append(MODEL.apply(variables_of(channels), x.astype(np.float32)[None], train=False)[0])
+        rows.append(apply(variables_of(channels), x.astype(np.float32)[None])[0])
     return np.stack(rows)
 
 
@@ -140,7 +140,7 @@ def test_predict_gives_probabilities_in_order_whatever_holds_the_image(train, tm
     mixed = [images[0], tmp_path / "x.png", buffer.getvalue(), Image.fromarray(images[3]), images[4]]
     probabilities = inference.predict(MODEL.clone(train=train), variables_of(3), mixed, RGB, batch_size=2)
     inputs = np.stack([RGB(image) for image in images])
-    expected = jax.nn.softmax(MODEL.apply(variables_of(3), inputs, train=False))
+    expected = jax.nn.softmax(jax.jit(functools.partial(MODEL.apply, train=False))(variables_of(3), inputs))
     assert probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-6)

@@ -54,8 +54,8 @@ def fold_batch_norm(model: ResNet, variables: Mapping[str, Any]) -> tuple[ResNet
     >>> from resnet_jax import BasicBlock, ResNet, fold_batch_norm
     >>> model = ResNet(BasicBlock, (1,), num_classes=10, stem="cifar", train=False)
     >>> images = jnp.ones((1, 8, 8, 3))
-    >>> folded, variables = fold_batch_norm(model, model.init(jax.random.key(0), images))
-    >>> folded.apply(variables, images).shape
+    >>> folded, variables = fold_batch_norm(model, jax.jit(model.init)(jax.random.key(0), images))
+    >>> jax.jit(folded.apply)(variables, images).shape
     (1, 10)
 
     Args:
