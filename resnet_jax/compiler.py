@@ -99,11 +99,11 @@ def _known() -> bool:
 
 def _libraries() -> list[list[pathlib.Path]]:
     """For each XLA the files of its package, in one of which it is: jaxlib's, and those of TPUs and GPUs."""
-    homes = [home for name in ("jaxlib", "libtpu") for home in _homes(name)]
+    tpu = os.environ.get("TPU_LIBRARY_PATH")  # which JAX itself sets to the installed one
+    homes = [*_homes("jaxlib"), *([pathlib.Path(tpu)] if tpu else _homes("libtpu"))]
     homes += [folder for home in _homes("jax_plugins") for folder in home.iterdir()]
-    found = [[path for path in home.rglob("*") if path.suffix in SUFFIXES and path.stat().st_size] for home in homes]
-    if own := os.environ.get("TPU_LIBRARY_PATH"):
-        found.append([pathlib.Path(own)])
+    found = [[home] if home.is_file() else list(home.rglob("*")) for home in homes]
+    found = [[path for path in files if path.suffix in SUFFIXES and path.stat().st_size] for files in found]
     return [libraries for libraries in found if libraries]
 
 
