@@ -13,9 +13,9 @@ import pytest
 from etils import epath
 
 from configs import default
+from paths import ROOT
 from resnet_jax.runs import storage, workdirs
 from resnet_jax.version import __version__
-from paths import ROOT
 
 CONFIG = ml_collections.ConfigDict({"seed": 0, "data": {"path": "", "flip": True}})
 
