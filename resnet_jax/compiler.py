@@ -17,6 +17,7 @@ import importlib.util
 import mmap
 import os
 import pathlib
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -38,11 +39,14 @@ def guard() -> None:
     """Adds the flag to `XLA_FLAGS`, for this process and those that it starts; to be called before JAX uses a device.
 
     Nothing is added where the user has chosen a value of the flag himself, or where not every XLA that is installed has
-    it. The user's other flags stay.
+    it. The user's other flags stay. Nor is it added too late: the flags are part of the key of JAX's compilation cache,
+    and what a process compiles without the flag would be handed to others as if it had been compiled with it.
 
     Raises:
       OSError: `XLA_FLAGS` names a file, as XLA allows, that cannot be read.
     """
+    if _has_begun():
+        return
     given = _given()
     if FLAG not in given and _known():
         os.environ["XLA_FLAGS"] = f"{CURE} {given}".strip()  # in front: XLA reads up to the first word that is no flag
@@ -79,6 +83,12 @@ def describe() -> dict[str, Any]:
     """For a record of numbers: the flag's value in `XLA_FLAGS`, None without one, and which canaries are wrong."""
     values = [word.partition("=")[2] for word in _given().split() if FLAG in word]
     return {"flag": FLAG, "value": values[-1] if values else None, "wrong": list(broken())}
+
+
+def _has_begun() -> bool:
+    """Whether JAX has used a device in this process, and so has read its flags."""
+    bridge = sys.modules.get("jax._src.xla_bridge")  # JAX offers no other way to ask without making it so
+    return bridge is not None and bool(bridge.backends_are_initialized())
 
 
 def _given() -> str:
@@ -171,7 +181,10 @@ def _wrong() -> tuple[str, ...]:
 def is_right(name: str, compiler_options: dict[str, str] | None = None) -> bool:
     """Compiles and runs a canary; what goes wrong is off by 2 in a thousand or more, rounding by a millionth."""
     function, x, truth = CANARIES[name]()
-    found = jax.device_get(jax.jit(function, compiler_options=compiler_options)(jax.device_put(x)))
+    # A number that was never there makes it a program that no compilation cache has, from whatever process.
+    new = np.frombuffer(os.urandom(8), np.uint32)
+    program = jax.jit(lambda x: (function(x), jnp.asarray(new)), compiler_options=compiler_options)
+    found = jax.device_get(program(jax.device_put(x))[0])
     return np.allclose(found, truth, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
