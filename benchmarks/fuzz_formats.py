@@ -22,7 +22,7 @@ import zlib
 import numpy as np
 
 from resnet_jax.weights.files.formats import WeightFileError, load_state_dict, save_state_dict
-from tests import handmade
+from tests.helpers import handmade
 
 SHARED_MEMORY = pathlib.Path("/dev/shm")
 OPCODES = b"()]}.0125NJKMGXBCUTQRabcdehjlqrstu\x80\x81\x85\x86\x87\x88\x89\x8a\x8c\x8e\x8f\x90\x91\x92\x93\x94\x95"

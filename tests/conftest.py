@@ -25,6 +25,10 @@ from collections.abc import Iterator  # noqa: E402 - after the settings, which J
 import jax  # noqa: E402 - likewise
 import pytest  # noqa: E402 - likewise
 
+from resnet_jax import compiler  # noqa: E402 - likewise
+
+compiler.guard()  # of this process and those that tests start
+
 
 @pytest.fixture
 def x64() -> Iterator[None]:

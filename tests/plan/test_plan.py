@@ -1,10 +1,12 @@
 """The plan: what the compiler says of a step, for devices attached or not, and what the command makes of it."""
 
+import dataclasses
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -269,6 +271,31 @@ def test_verbs_without_a_config_refuse_its_flags(capsys):
     with pytest.raises(SystemExit):
         cli.main(["list", "--config.batch_size=64"])
     assert "unrecognized arguments: --config.batch_size=64" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_exit_code_1(tiny, capsys, monkeypatch):
+    def call(function, *settled):
+        raise needs.DoesNotFit("Ran out of memory")
+
+    monkeypatch.setattr(processes, "call", call)
+    monkeypatch.setattr(chips, "slice_devices", lambda topology: jax.devices()[:2])
+    assert cli.main(["plan", f"--config={tiny}", "--topology=v6e:2x2"]) == 1
+    shown = capsys.readouterr().out
+    assert "does not fit: Ran out of memory" in shown
+    assert "no batch fits" in shown
+
+
+def test_cores_that_share_a_chip_have_a_share_of_it_each():
+    """A v3 chip: 30.96 GiB, 123 TFLOP/s and 900 GB/s for two cores."""
+
+    def device(kind, number, coords):
+        return types.SimpleNamespace(device_kind=kind, id=number, coords=coords, slice_index=0)
+
+    cores = [device("TPU v3", number, (number // 2, 0, 0)) for number in range(4)]
+    assert chips.count_chips(cores) == 2
+    assert dataclasses.astuple(chips.device_share(cores)) == pytest.approx((15.48 * 2**30, 61.5e12, 450e9))
+    assert chips.device_share([device("TPU v6 lite", 0, (0, 0, 0))]) == chips.CHIPS["TPU v6 lite"]
+    assert chips.device_share(jax.devices()) is None
 
 
 # The command, with it: in a process of its own, for libtpu stays loaded ------------------------------------------

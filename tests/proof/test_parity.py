@@ -1,7 +1,8 @@
 """The proof: every stage of every network equals PyTorch's, in float64 to 1e-10.
 
-`make parity` runs all of it and prints the table, `make test` a share of it that has one network of each group. Images
-are 65x97, where every rounding shows, and for one network of each group they have the size of its weights too.
+`make parity` runs all of it and prints the table, `make test` a share of it: one network of each group, cut to a few
+blocks, and a few whole ones. Images are 65x97, where every rounding shows, and for one network of each group they have
+the size of its weights too. All of it is compiled as users have it.
 """
 
 import functools
@@ -43,6 +44,9 @@ GROUPS = {
     "G12": "timm/test_resnet",
 }
 SMALL = (65, 97)
+FEW = (2, 1, 1, 1)  # the second block of a stage has no convolution in its shortcut
+
+pytestmark = pytest.mark.usefixtures("optimised")
 
 
 def proof(entries, share=()):
@@ -52,47 +56,67 @@ def proof(entries, share=()):
 
 
 @functools.cache
-def reference_of(entry):
+def reference_of(entry, sizes=None):
     """PyTorch's network with random norm tensors, in float64; each library's own, also where both have the name."""
     library, name = entry.split("/")
-    reference = verify.torch_reference(name, library=None if library == "paper" else library)
+    layers = {"layers": sizes} if sizes else {}
+    reference = verify.torch_reference(name, library=None if library == "paper" else library, **layers)
     assert library == "paper" or type(reference).__module__.startswith(library)
     verify.randomise_norms(reference)
     return reference.double()
 
 
-def count(name):
-    shapes = jax.eval_shape(
-        lambda: resnet_jax.create_model(name).init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32), train=False)
-    )
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+def cut(name, sizes):
+    """The fields of our network with so many blocks in its stages."""
+    widths = resnet_jax.create_model(name).block_widths
+    pruned = {"block_widths": [stage[:size] for stage, size in zip(widths, sizes, strict=True)]} if widths else {}
+    return {"stage_sizes": sizes} | pruned
 
 
-def prove(entry, size, record_property):
-    """Compares at one size in float64 and writes a line of the table."""
+@functools.cache
+def parameters(model):
+    """The tree of its parameters' sizes."""
+    images = np.zeros((1, 64, 64, 3), np.float32)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    return jax.tree.map(lambda leaf: leaf.size, shapes["params"])
+
+
+def total(tree):
+    return sum(jax.tree.leaves(tree))
+
+
+def total_by_blocks(model):
+    """The parameters of a network, whose third block of a stage and later ones are taken to be as its second."""
+    few = parameters(model.clone(stage_sizes=tuple(min(size, 2) for size in model.stage_sizes)))
+    more = (max(size - 2, 0) * total(few[f"layer{i + 1}"].get("1", {})) for i, size in enumerate(model.stage_sizes))
+    return total(few) + sum(more)
+
+
+def prove(entry, size, record_property, sizes=None):
+    """Compares at one size in float64 and writes a line of the table; `sizes`: cut to so many blocks in the stages."""
     reference_of.cache_clear()  # one network at a time: the largest has 0.5 G parameters
     jax.clear_caches()
-    reference, name = reference_of(entry), entry.split("/")[1]
+    reference, name = reference_of(entry, sizes), entry.split("/")[1]
+    fields = cut(name, sizes) if sizes else {}
     gates = gate_values(reference)
     with jax.enable_x64(True):
-        model = resnet_jax.create_model(name, param_dtype="float64", precision="highest")
+        model = resnet_jax.create_model(name, param_dtype="float64", precision="highest", **fields)
         variables = resnet_jax.from_torch(model, reference.state_dict(), dtype=np.float64)
         images = np.random.default_rng(0).standard_normal((2, *size, 3))
         ours = verify.stage_outputs(model, variables, images)
     theirs = verify.torch_stage_outputs(reference, images)
     rows = verify.compare(ours, theirs, dtype="float64", size=f"{size[0]}x{size[1]}")
     worst = max(rows, key=lambda row: row.difference)
-    parameters = count(name)
-    record_property(
-        "parity", f"{entry:<33}{parameters:>12,}  {worst.size:<9}{worst.stage:<12}{worst.difference:>11.1e}"
-    )
+    count = total(parameters(resnet_jax.create_model(name, **fields)))
+    label = f"{entry} {sum(sizes)} blocks" if sizes else entry
+    record_property("parity", f"{label:<33}{count:>12,}  {worst.size:<9}{worst.stage:<12}{worst.difference:>11.1e}")
     assert len(rows) == len([stage for stage in dir(reference) if stage.startswith("layer")]) + 3
     # Signals that explode would drown a forgotten bias; ones that vanish would hide a whole branch.
     assert all(1e-3 < row.reference < 1e3 for row in rows), rows
     assert bool(gates) == (name.startswith(("se", "eca", "resnetrs")))
     assert all(0.02 < gate < 0.98 for gate in gates)
     assert worst.difference < 1e-10, rows
-    assert parameters == sum(parameter.numel() for parameter in reference.parameters())
+    assert count == sum(parameter.numel() for parameter in reference.parameters())
 
 
 def gate_values(reference):
@@ -132,18 +156,26 @@ def test_the_one_that_timm_has_no_entry_point_for_is_its_resnet_with_those_argum
     assert ours == {key: shape for key, shape in shapes.items() if "num_batches" not in key}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "entry", [entry for entry in GROUPS.values() if entry not in ("timm/resnet50", "timm/test_resnet")]
+)
+def test_a_network_of_each_group_cut_to_few_blocks_equals_pytorch(entry, record_property):
+    prove(entry, SMALL, record_property, FEW)
+
+
 @pytest.mark.parametrize(
     "entry",
     proof(
         [*TIMM, *TORCHVISION, *PAPER],
-        share=[*GROUPS.values(), "torchvision/resnet34", "paper/cifar_resnet20", "paper/plain18"],
+        share=["timm/resnet50", "timm/test_resnet", "paper/cifar_resnet20", "paper/plain18"],
     ),
 )
 def test_every_network_equals_pytorch(entry, record_property):
     prove(entry, (33, 29) if "cifar" in entry else SMALL, record_property)
 
 
-@pytest.mark.parametrize("entry", proof(GROUPS.values(), share=["timm/resnet50", "timm/test_resnet"]))
+@pytest.mark.parametrize("entry", proof(GROUPS.values(), share=["timm/test_resnet"]))
 def test_a_network_of_each_group_equals_pytorch_at_its_real_size(entry, record_property):
     size = timm.get_pretrained_cfg(entry.removeprefix("timm/")).input_size[1:]
     prove(entry, size, record_property)
@@ -157,37 +189,44 @@ def test_torchvisions_ten_equal_at_real_sizes_in_float32_too(entry):
     assert report.passed, report.table()
 
 
-@pytest.mark.parametrize(
-    "entry",
-    proof(
-        [*TIMM, *TORCHVISION],
-        share=["torchvision/resnet18", "timm/test_resnet", "timm/senet154", "timm/ecaresnet50d_pruned"],
-    ),
-)
-def test_there_and_back_is_bit_for_bit_and_loads_strictly(entry):
+def there_and_back(entry, sizes=None):
     library, name = entry.split("/")
-    reference = verify.torch_reference(name, library=library)
+    layers = {"layers": sizes} if sizes else {}
+    reference = verify.torch_reference(name, library=library, **layers)
     verify.randomise_norms(reference)
     given = reference.state_dict()
     for key, counter in given.items():
         if key.endswith("num_batches_tracked"):
             assert not counter  # as in a new module; Flax has no such counter, and `to_torch` writes 0
-    model = resnet_jax.create_model(name)
+    model = resnet_jax.create_model(name, **(cut(name, sizes) if sizes else {}))
     returned = resnet_jax.to_torch(model, resnet_jax.from_torch(model, given))
     assert list(returned) == list(given)
     for key, tensor in given.items():
         np.testing.assert_array_equal(returned[key], tensor.numpy(), strict=True)
     # An empty module, so that what is missing cannot come from the one that gave the weights.
     with torch.device("meta"):
-        empty = verify.torch_reference(name, library=library)
+        empty = verify.torch_reference(name, library=library, **layers)
     empty.load_state_dict({key: torch.from_numpy(value) for key, value in returned.items()}, strict=True, assign=True)
+
+
+@pytest.mark.parametrize("entry", proof([*TIMM, *TORCHVISION], share=["torchvision/resnet18", "timm/test_resnet"]))
+def test_there_and_back_is_bit_for_bit_and_loads_strictly(entry):
+    there_and_back(entry)
+
+
+@pytest.mark.parametrize("entry", ["timm/senet154", "timm/ecaresnet50d_pruned"])
+def test_there_and_back_is_bit_for_bit_of_few_blocks_too(entry):
+    there_and_back(entry, FEW)
 
 
 @pytest.mark.parametrize("name", [entry.removeprefix("timm/") for entry in TIMM])
 def test_parameter_counts_equal_to_the_unit(name):
+    """By blocks; the whole proof counts them all."""
     with torch.device("meta"):
         reference = timm.create_model(name)
-    assert count(name) == sum(parameter.numel() for parameter in reference.parameters())
+    model = resnet_jax.create_model(name, zero_init_residual=False)  # so that more of them are the same but for depth
+    ours = total(parameters(model)) if model.block_widths else total_by_blocks(model)
+    assert ours == sum(parameter.numel() for parameter in reference.parameters())
 
 
 def test_projection_shortcuts_of_a_cifar_network_equal():
@@ -225,8 +264,8 @@ DAMAGE = [
     ("resnetrs50", "maxpool.1.bias", lambda x: x * 1.1),
     ("resnetrs50", "layer2.0.downsample.2.running_var", lambda x: x * 1.01),
     ("resnetrs50", "layer1.0.se.fc1.weight", lambda x: x[:, ::-1]),
-    ("resnetrs50", "layer3.1.se.fc1.bias", lambda x: x + 0.1),
-    ("resnetrs50", "layer4.2.se.fc2.weight", lambda x: x[::-1]),
+    ("resnetrs50", "layer1.1.se.fc1.bias", lambda x: x + 0.1),
+    ("resnetrs50", "layer4.0.se.fc2.weight", lambda x: x[::-1]),
     ("resnetrs50", "layer1.0.se.fc2.bias", lambda x: x + 0.1),
     ("ecaresnet50d_pruned", "layer4.0.se.conv.weight", lambda x: x[..., ::-1]),
     ("ecaresnet50d_pruned", "layer1.0.se.conv.weight", lambda x: x[..., ::-1]),
@@ -234,8 +273,9 @@ DAMAGE = [
 
 
 @functools.cache
-def damage_reference(name):
-    reference = verify.torch_reference(name)
+def damage_reference(network):
+    """Weights, images and what PyTorch makes of them; torchvision's network whole, timm's cut to a few blocks."""
+    reference = verify.torch_reference(network, **({} if network == "resnet18" else {"layers": FEW}))
     verify.randomise_norms(reference)
     images = np.random.default_rng(0).standard_normal((2, *SMALL, 3))
     return reference.state_dict(), images, verify.torch_stage_outputs(reference, images)
@@ -249,8 +289,9 @@ def test_each_kind_of_damage_is_seen(network, name, change):
     state_dict, images, theirs = damage_reference(network)
     damaged = {key: tensor.numpy() for key, tensor in state_dict.items()}
     damaged[name] = change(damaged[name])
+    fields = {} if network == "resnet18" else cut(network, FEW)
     with jax.enable_x64(True):
-        model = resnet_jax.create_model(network, param_dtype="float64")
+        model = resnet_jax.create_model(network, param_dtype="float64", **fields)
         variables = resnet_jax.from_torch(model, damaged, dtype=np.float64)
         rows = verify.compare(verify.stage_outputs(model, variables, images), theirs, dtype="float64", size="65x97")
     logits = rows[-1]
@@ -265,20 +306,27 @@ def logits_of_pytorch(module, images, autocast=False):
         return module(channels_first).double().numpy()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet50", "seresnet50", pytest.param("resnet152", marks=pytest.mark.parity)])
-def test_bfloat16_is_as_accurate_as_pytorchs(name, capsys):
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        pytest.param("resnet50", FEW, marks=pytest.mark.slow),
+        pytest.param("seresnet50", FEW, marks=pytest.mark.slow),
+        *(pytest.param(name, None, marks=pytest.mark.parity) for name in ("resnet50", "seresnet50", "resnet152")),
+    ],
+)
+def test_bfloat16_is_as_accurate_as_pytorchs(name, sizes, capsys):
     """Not the same bits, but no worse: the error of both against float64, over 16 inputs for each of three seeds."""
-    model = resnet_jax.create_model(name, dtype="bfloat16", train=False)
-    ours, theirs = [], []
+    library, layers, fields = ("timm", {"layers": sizes}, cut(name, sizes)) if sizes else (None, {}, {})
+    model = resnet_jax.create_model(name, dtype="bfloat16", train=False, **fields)
+    apply, ours, theirs = jax.jit(model.apply), [], []
     for seed in range(3):
-        reference = verify.torch_reference(name, seed=seed)
+        reference = verify.torch_reference(name, library=library, seed=seed, **layers)
         verify.randomise_norms(reference, seed)
         images = np.random.default_rng(seed).standard_normal((16, 64, 64, 3)).astype(np.float32)
         variables = resnet_jax.from_torch(model, reference.state_dict())
         autocast = logits_of_pytorch(reference, images, autocast=True)
         exact = logits_of_pytorch(reference.double(), images.astype(np.float64))
-        logits = jax.jit(model.apply)(variables, images)
+        logits = apply(variables, images)
         assert logits.dtype == jax.numpy.bfloat16
         scale = np.sqrt(np.mean(exact**2))
         ours.append((np.asarray(logits, np.float64) - exact) / scale)

@@ -1,6 +1,7 @@
 """Many devices give what one device gives; four virtual CPU devices stand for any."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 import resnet_jax
 from batches import NUMBERS, make_batch
 from resnet_jax.step.optimizer import create_optimizer
-from resnet_jax.step.parallel import AXIS, device_groups, parallelize
+from resnet_jax.step.parallel import AXIS, _host_by_host, device_groups, parallelize
 from resnet_jax.step.step import create_train_state, eval_step, train_step
 
 STEPS = 3
@@ -196,3 +197,11 @@ def test_a_batch_that_the_devices_do_not_divide_names_two_that_they_do():
         parallel.shard(make_batch(6))
     with pytest.raises(ValueError, match="unknown parallel mode 'ddp'.*jit.*pmap"):
         parallelize(train_step, eval_step, mode="ddp")
+
+
+def test_rows_go_to_hosts_in_one_piece_whatever_numbers_the_devices_have():
+    """As on some slices of TPUs, where neighbours in number are on different hosts."""
+    devices = [types.SimpleNamespace(process_index=host, id=number) for number, host in enumerate((1, 0, 1, 0))]
+    assert [(device.process_index, device.id) for device in _host_by_host(devices)] == [
+        (0, 1), (0, 3), (1, 0), (1, 2),
+    ]  # fmt: skip

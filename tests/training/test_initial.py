@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from drawing import drawn
 from resnet_jax.models import variants
 from resnet_jax.plan import dry_run
 from resnet_jax.runs import workdirs
@@ -173,8 +174,7 @@ def test_variables_without_a_model_are_those_with_it(name, fields):
     shapes = jax.eval_shape(
         lambda: model.clone(train=False).init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
     )
-    rng = np.random.default_rng(0)
-    expected = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(x.dtype), shapes)
+    expected = drawn(shapes)
     assert equal(convert.without_model(convert.to_torch(model, expected)), expected)
     with pytest.raises(ConversionError, match=r"conv1.gain, with 1 axes, is no tensor of a ResNet; theirs end in weig"):
         convert.without_model(convert.to_torch(model, expected) | {"conv1.gain": np.ones(3)})

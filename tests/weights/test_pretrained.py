@@ -20,7 +20,6 @@ import resnet_jax
 from batches import NUMBERS, make_batch
 from loopback import COMMIT, Server, use_as_hub
 from resnet_jax.data.transforms import Preprocessing
-from resnet_jax.proof import verify
 from resnet_jax.step.step import create_train_state, train_step
 from resnet_jax.weights import convert, pretrained, sources
 from resnet_jax.weights.files import formats
@@ -226,10 +225,10 @@ def test_variables_lie_where_they_are_wanted(server):
 NETS = [
     ("test_resnet", {}),
     ("resnet18", {"num_classes": 7}),
-    ("resnet18", {"num_classes": 0, "output_stride": 16}),
+    ("test_resnet", {"num_classes": 0, "output_stride": 16}),
     ("test_resnet", {"global_pool": "catavgmax", "num_classes": 3}),
     ("cifar_resnet20", {"shortcut": "B"}),
-    ("resnet18", {"norm": "group", "anti_alias": "blur"}),
+    ("resnet18", {"norm": "group", "anti_alias": "blur", "stage_sizes": (1, 1, 1, 1)}),
     ("test_resnet", {"stage_features": (8, 16, 24, 32)}),
     ("test_resnet", {"param_dtype": jnp.bfloat16}),
 ]
@@ -326,17 +325,19 @@ def test_a_bad_configuration_is_one_error(content, said, tmp_path):
 
 
 @functools.cache
-def trained(name, dtype, steps=3):
-    """A network after some steps of our own training, in which everything has moved, and its variables."""
-    model = resnet_jax.create_model(name, num_classes=10, param_dtype=dtype)
-    start = verify.torch_reference(name, num_classes=10).state_dict()
-    variables = resnet_jax.from_torch(model, start, dtype=dtype)
-    state = create_train_state(model, variables, optax.sgd(0.05, momentum=0.9))
-    step = jax.jit(partial(train_step, **NUMBERS))
-    for seed in range(steps):
-        state, _ = step(state, make_batch(8, pixels=64, classes=10, seed=seed))
-    assert jax.tree.all(jax.tree.map(lambda old, new: np.any(old != new), variables, state.variables))
+def trained(name, **fields):
+    """A network after a step of our own training, in which everything has moved, and its variables, in float32."""
+    model, start, _ = random_net(name, num_classes=10, **fields)
+    start = jax.tree.map_with_path(lambda path, leaf: 10 * leaf if path[-1].key in ("scale", "var") else leaf, start)
+    state = create_train_state(model, start, optax.sgd(0.05, momentum=0.9))
+    state, _ = jax.jit(partial(train_step, **NUMBERS))(state, make_batch(8, pixels=32, classes=10, seed=0))
+    assert jax.tree.all(jax.tree.map(lambda old, new: np.any(old != new), start, state.variables))
     return model, jax.tree.map(np.asarray, state.variables)
+
+
+def as_dtype(dtype, model, variables):
+    """The same numbers in another dtype, and the network that has it."""
+    return model.clone(param_dtype=dtype), jax.tree.map(lambda leaf: leaf.astype(dtype), variables)
 
 
 def logits(model, variables, dtype):
@@ -379,8 +380,9 @@ BARS = [("float32", 1e-5), ("float64", 1e-10)]
 def test_timm_takes_a_net_trained_here(dtype, bar, tmp_path):
     timm = pytest.importorskip("timm")
     pytest.importorskip("torchvision")
+    net = trained("test_resnet")
     with in_dtype(dtype):
-        model, variables = trained("resnet18", dtype)
+        model, variables = as_dtype(dtype, *net)
         resnet_jax.save_pretrained(model, variables, tmp_path / "net", preprocessing=PREPARED, label_names="abcdefghij")
         theirs = timm.create_model(f"local-dir:{tmp_path}/net", pretrained=True)
         agree(logits_of_torch(theirs, dtype), logits(model, variables, dtype), bar)
@@ -397,10 +399,12 @@ def test_torchvision_takes_a_net_trained_here(dtype, bar, tmp_path):
     torchvision = pytest.importorskip("torchvision")
     from safetensors.torch import load_file
 
+    blocks = (1, 1, 1, 1)
+    net = trained("resnet18", stage_sizes=blocks)
     with in_dtype(dtype):
-        model, variables = trained("resnet18", dtype)
+        model, variables = as_dtype(dtype, *net)
         resnet_jax.save_pretrained(model, variables, tmp_path / "net", preprocessing=PREPARED)
-        theirs = torchvision.models.resnet18(num_classes=10)
+        theirs = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, blocks, num_classes=10)
         theirs.load_state_dict(load_file(tmp_path / "net" / "model.safetensors"), strict=True)
         agree(logits_of_torch(theirs, dtype), logits(model, variables, dtype), bar)
 
