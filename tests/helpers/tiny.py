@@ -13,12 +13,12 @@ TINY = {"stage_sizes": (1,), "stage_features": (8,), "stem_features": 8}
 TWO_STAGES = {"stage_sizes": (1, 1), "stage_features": (8, 16), "stem_features": 8}
 
 
-def tiny_config(**changes):
-    """A net of one block on 64 synthetic images of 8 pixels: 8 steps an epoch."""
+def tiny_config(net=TINY, **changes):
+    """A net, of one block by itself, on 64 synthetic images of 8 pixels: 8 steps an epoch."""
     config = default.get_config()
     config.batch_size = 8
     config.num_epochs = 2.0
-    config.model.kwargs.update(TINY)
+    config.model.kwargs.update(net)
     config.data.name = "synthetic"
     config.data.mean = config.data.std = (0.5, 0.5, 0.5)
     config.data.num_examples = 64

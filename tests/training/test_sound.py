@@ -9,7 +9,7 @@ import pytest
 
 from resnet_jax.runs import history, workdirs
 from resnet_jax.training import checkpoint, experiment, hosts, loop, sound, window
-from tiny import tiny_config
+from tiny import TWO_STAGES, tiny_config
 
 # A first convolution, the last norm, the head, a statistic, an average, and the momentum: where in a state -> its name.
 PLACES = {
@@ -40,7 +40,7 @@ def with_value(state, place, value):
 
 @pytest.fixture(scope="module")
 def run():
-    return experiment.build(tiny_config(**{"ema.decay": 0.9}))
+    return experiment.build(tiny_config(TWO_STAGES, **{"ema.decay": 0.9}))
 
 
 @pytest.fixture(scope="module")
@@ -156,4 +156,4 @@ def test_a_run_does_not_go_on_from_or_evaluate_such_a_checkpoint(run, fresh, tmp
         checkpoints.save(5, with_value(fresh, ("batch_stats", "bn1", "var"), -0.25).replace(step=fresh.step + 5))
     for start in (loop.train, loop.evaluate):
         with pytest.raises(checkpoint.DamagedCheckpoint, match=r"  bn1.running_var: 1 of 8 float32 values: 1 below 0"):
-            start(tiny_config(**{"ema.decay": 0.9}), str(tmp_path))
+            start(tiny_config(TWO_STAGES, **{"ema.decay": 0.9}), str(tmp_path))
