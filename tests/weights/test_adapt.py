@@ -133,5 +133,6 @@ def test_the_example_in_the_docstring_runs():
 
     from resnet_jax.weights import adapt
 
-    assert doctest.testmod(adapt).attempted
-    assert not doctest.testmod(adapt).failed
+    found = doctest.testmod(adapt)
+    assert found.attempted
+    assert not found.failed
