@@ -11,15 +11,22 @@ from resnet_jax import cli
 from resnet_jax.weights.files import formats, orbax_folder
 
 
-@pytest.fixture
-def weights(tmp_path):
-    """A safetensors file of a random cifar_resnet20 with 7 classes, and its arrays."""
+@pytest.fixture(scope="module")
+def drawn():
+    """Variables of a random cifar_resnet20 with 7 classes, and the same as PyTorch has them."""
     model = resnet_jax.cifar_resnet20(num_classes=7)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False))
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda leaf: rng.uniform(0.05, 0.15, leaf.shape).astype(leaf.dtype), shapes)
+    return variables, resnet_jax.to_torch(model, variables)
+
+
+@pytest.fixture
+def weights(drawn, tmp_path):
+    """A safetensors file of that network, and its variables."""
+    variables, state_dict = drawn
     path = tmp_path / "x.safetensors"
-    formats.save_state_dict(path, resnet_jax.to_torch(model, variables))
+    formats.save_state_dict(path, state_dict)
     return path, variables
 
 

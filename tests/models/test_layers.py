@@ -169,6 +169,7 @@ def test_a_norm_with_statistics_and_no_mode_cannot_be_frozen():
         Outer().init(jax.random.key(0), jnp.ones((2, 4)))
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_the_mean_of_a_d_shortcut_is_right_for_many_images_of_few_pixels(size):
     """XLA on CPU sums up wrong numbers in windows that reach over the edge of so small a map."""

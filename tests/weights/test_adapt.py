@@ -141,8 +141,9 @@ def test_the_example_in_the_docstring_runs():
 
     from resnet_jax.weights import adapt
 
-    assert doctest.testmod(adapt).attempted
-    assert not doctest.testmod(adapt).failed
+    found = doctest.testmod(adapt)
+    assert found.attempted
+    assert not found.failed
 
 
 def test_what_is_initialised_has_the_dtype_of_the_models_parameters(pretrained):
