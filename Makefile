@@ -15,7 +15,7 @@ help:
 	@echo "make fast    the tests that take seconds"
 	@echo "make parity  the whole proof: every network against PyTorch (13 minutes on 2 cores)"
 	@echo "make soak    runs that are stopped at random moments, by every signal, on every layout of devices (an hour)"
-	@echo "make mutants the code broken on purpose, mistake by mistake: those that no test sees (MINUTES)"
+	@echo "make mutants the code broken on purpose, mistake by mistake: those that no test sees"
 	@echo "make lint | types | format | clean"
 
 demo: $(VENV)/train.stamp
