@@ -7,7 +7,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 WORKDIR ?= runs/demo
 
-.PHONY: help demo test fast parity soak lint types format clean
+.PHONY: help demo test fast parity soak mutants lint types format clean
 
 help:
 	@echo "make demo    train on the embedded digits, restore, evaluate, export (2 to 3 minutes with the install)"
@@ -15,6 +15,7 @@ help:
 	@echo "make fast    the tests that take seconds"
 	@echo "make parity  the whole proof: every network against PyTorch (13 minutes on 2 cores)"
 	@echo "make soak    runs that are stopped at random moments, by every signal, on every layout of devices (an hour)"
+	@echo "make mutants the code broken on purpose, mistake by mistake: those that no test sees (MINUTES)"
 	@echo "make lint | types | format | clean"
 
 demo: $(VENV)/train.stamp
@@ -40,6 +41,9 @@ soak: $(VENV)/dev.stamp
 	$(RUN) tools/kill_runs.py --how=term --runs=10
 	$(RUN) tools/kill_runs.py --how=full --runs=5
 	$(RUN) tools/kill_runs.py --how=devices --runs=6
+
+mutants: $(VENV)/dev.stamp
+	$(RUN) tools/mutants.py
 
 lint: $(VENV)/fast.stamp
 	$(RUN) -m ruff check .

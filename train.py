@@ -36,7 +36,10 @@ HEARTBEAT = flags.DEFINE_integer("heartbeat", 60, "Seconds after which a silent 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; flags are written --name=value.")
-    from resnet_jax.training import hosts, loop  # after the flags: --help then needs no JAX
+    from resnet_jax import compiler  # after the flags: --help then needs no JAX
+    from resnet_jax.training import hosts, loop
+
+    compiler.guard()
 
     # Our own lines, and from warnings on those of Orbax, Grain and JAX; --verbosity=0 shows all of theirs.
     logging.getLogger("resnet_jax").setLevel(logging.INFO)

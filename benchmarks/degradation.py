@@ -27,6 +27,7 @@ import jax
 import ml_collections
 from matplotlib.figure import Figure
 
+from resnet_jax import compiler
 from resnet_jax.runs import history
 from resnet_jax.step import metrics
 from resnet_jax.training import checkpoint, config_file, experiment, loop
@@ -263,6 +264,7 @@ def draw(drawn: Mapping[str, Sequence[Curves]], path: pathlib.Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains, draws, prints."""
+    compiler.guard()
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
     )

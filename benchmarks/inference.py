@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 import resnet_jax
+from resnet_jax import compiler
 from resnet_jax.proof import verify
 
 NETS = ("resnet50", "resnet50d", "seresnet50", "resnext50_32x4d", "cifar_resnet20")
@@ -95,6 +96,7 @@ def _time(run: Run, images: np.ndarray, calls: int) -> float:
 
 def main() -> None:
     """Prints a table for each net and batch size."""
+    compiler.guard()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(NETS), help="names, with commas")
     parser.add_argument("--batch-sizes", default="1,16")

@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs import imagenet_resnet50
+from resnet_jax import compiler
 from resnet_jax.data.sources import base
 from resnet_jax.plan import chips, hlo, needs
 from resnet_jax.training import experiment
@@ -120,6 +121,7 @@ def compile_ours(devices: list[Any], batch: int, size: int, stage_sizes: tuple[i
 
 
 def main() -> None:
+    compiler.guard()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topology", default="v5e:2x2")
     parser.add_argument("--batch-per-chip", type=int, default=128)

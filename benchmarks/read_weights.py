@@ -131,6 +131,9 @@ def main() -> None:
     if arguments.one:
         measure(*arguments.one)
         return
+    from resnet_jax import compiler  # here alone, as it would be part of what a process of one case measures
+
+    compiler.guard()
     root = pathlib.Path(__file__).parent.parent
     environment = os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
     found: dict[str, list[list[float]]] = {label: [] for label in CASES}

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import resnet_jax
+from resnet_jax import compiler
 from resnet_jax.proof import verify
 from resnet_jax.step.optimizer import create_optimizer
 from resnet_jax.step.parallel import AXIS, parallelize
@@ -67,6 +68,7 @@ def torch_stepper(name: str, batch: dict[str, np.ndarray], num_classes: int):
 
 def main() -> None:
     """Prints the table."""
+    compiler.guard()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="cifar_resnet20")
     parser.add_argument("--batch-size", type=int, default=128)

@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resnet_jax import compiler
 from resnet_jax.data.images.pillow import ImageArray, ImageLike, UnreadableImage
 from resnet_jax.data.sources.base import Dataset
 from resnet_jax.data.transforms import Preprocessing
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.weights import convert, finite
 
 T = TypeVar("T")
 Unreadable: TypeAlias = UnreadableImage | OSError
@@ -58,6 +60,7 @@ def predict(
     preprocessing: Preprocessing,
     *,
     batch_size: int = 32,
+    allow_nonfinite: bool = False,
 ) -> np.ndarray:
     """Probabilities of the classes, float32 (or wider, as the network) `[len(images), num_classes]`.
 
@@ -67,13 +70,18 @@ def predict(
       images: paths, bytes of files, Pillow images, or uint8 arrays; see `data.images.open_image`.
       preprocessing: that of the variables.
       batch_size: images at a time.
+      allow_nonfinite: take variables with NaN, infinities and negative variances; logits that are not finite are
+        refused all the same.
 
     Raises:
       UnreadableImage, OSError: of the first image that cannot be read; `predictions` goes on instead.
-      ValueError: no images, or a network and a preprocessing that do not belong together.
+      ValueError: no images, a network and a preprocessing that do not belong together, or variables (as
+        `ConversionError`) or logits that are not finite.
     """
     rows = []
-    for row in predictions(model, variables, images, preprocessing, batch_size=batch_size):
+    for row in predictions(
+        model, variables, images, preprocessing, batch_size=batch_size, allow_nonfinite=allow_nonfinite
+    ):
         if isinstance(row, Exception):
             raise row
         rows.append(row)
@@ -87,10 +95,12 @@ def predictions(
     preprocessing: Preprocessing,
     *,
     batch_size: int = 32,
+    allow_nonfinite: bool = False,
 ) -> Iterator[np.ndarray | Unreadable]:
     """`predict`, image by image: probabilities `[num_classes]`, or the error of an image that cannot be read."""
     if not len(images):
         raise ValueError("there are no images to predict.")
+    _check(model, variables, preprocessing, batch_size, allow_nonfinite)
     for row in _rows(model, variables, preprocessing, lambda i: (images[i], i), len(images), batch_size):
         yield row if isinstance(row, Exception) else _softmax(row[1])
 
@@ -102,6 +112,7 @@ def evaluate(
     preprocessing: Preprocessing,
     *,
     batch_size: int = 64,
+    allow_nonfinite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Result:
     """Accuracy over all of a data set, each example once.
@@ -112,17 +123,20 @@ def evaluate(
       dataset: whose labels are places among the network's classes.
       preprocessing: that of the variables; grey and RGB images are converted to what it takes.
       batch_size: images at a time; it changes no result beyond rounding.
+      allow_nonfinite: as for `predict`.
       progress: called as (examples done, examples in all).
 
     Raises:
       ValueError: the classes of network and data differ in number, a label is out of range, no example can be read,
-        or a network and a preprocessing that do not belong together.
+        a network and a preprocessing that do not belong together, or variables (as `ConversionError`) or logits that
+        are not finite.
     """
     if model.num_classes != dataset.num_classes:
         raise ValueError(
             f"the network has {model.num_classes} classes, but {dataset.name!r} has {dataset.num_classes}: a label is "
             "a place among the classes, so both must have the same. Use the data that the network was trained for."
         )
+    _check(model, variables, preprocessing, batch_size, allow_nonfinite)
     ranks, unreadable = [], []
     read = functools.partial(_labelled, dataset)
     rows = _rows(model, variables, preprocessing, read, len(dataset), batch_size)
@@ -170,23 +184,27 @@ def _rows(
     batch_size: int,
 ) -> Iterator[tuple[int, np.ndarray] | Unreadable]:
     """For each index in order: the number that `read` gives with the image, and the logits; or why it has none."""
-    _check(model, variables, preprocessing, batch_size)
     batch_size = min(batch_size, count)  # every batch has this shape: one compilation
+    compiled = jax.jit(_logits, static_argnames=("model", "preprocessing"), compiler_options=compiler.options())
     logits_of = functools.partial(
-        _logits, jax.device_put(variables), model=model.clone(train=False), preprocessing=preprocessing
+        compiled, jax.device_put(variables), model=model.clone(train=False), preprocessing=preprocessing
     )
     for batch in _read_ahead(functools.partial(_pixels, read, preprocessing), count, batch_size):
         images = [item[1] for item in batch if not isinstance(item, Exception)]
         padding = [np.zeros((preprocessing.image_size,) * 2 + (preprocessing.channels,), np.uint8)]
         logits = np.asarray(logits_of(np.stack(images + padding * (batch_size - len(images)))))[: len(images)]
-        if not np.isfinite(logits).all():
-            raise ValueError("the network gives values that are not finite: its weights are damaged, or not its own.")
+        # What overflows before the logits may be a zero by now: XLA's CPU compiler can make one of a NaN. It is
+        # compiler.py that keeps it from that.
+        if bad := int(np.sum(~np.isfinite(logits).all(-1))):
+            raise ValueError(
+                f"the logits of {bad} of {len(logits)} images are not finite: the weights are damaged, or not this "
+                "network's, or what is computed from them outgrows the dtype."
+            )
         found = iter(logits)
         for item in batch:
             yield item if isinstance(item, Exception) else (item[0], next(found))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "preprocessing"))
 def _logits(variables: Variables, pixels: jax.Array, *, model: ResNet, preprocessing: Preprocessing) -> jax.Array:
     logits: Any = model.apply(variables, preprocessing.normalize(pixels))
     if logits.ndim != 2:
@@ -219,7 +237,9 @@ def _read_ahead(read: Callable[[int], T], count: int, batch_size: int, num_threa
         pool.shutdown(cancel_futures=True)
 
 
-def _check(model: ResNet, variables: Variables, preprocessing: Preprocessing, batch_size: int) -> None:
+def _check(
+    model: ResNet, variables: Variables, preprocessing: Preprocessing, batch_size: int, allow_nonfinite: bool
+) -> None:
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be 1 or more.")
     if not model.num_classes:
@@ -230,6 +250,8 @@ def _check(model: ResNet, variables: Variables, preprocessing: Preprocessing, ba
             f"the network takes images of {channels} channels, but mean={preprocessing.mean} and std="
             f"{preprocessing.std} are for {preprocessing.channels}: give a mean and a std for each."
         )
+    if not allow_nonfinite:
+        finite.refuse(convert.torch_named(variables), "the tree of variables", convert.ALLOW)
 
 
 def _input_channels(variables: Variables) -> int | None:

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from resnet_jax import compiler
+
 
 class Crashed(Exception):
     """The process ended without an answer.
@@ -77,6 +79,7 @@ def _answer(
     sender: multiprocessing.connection.Connection, log: str, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     end_with_parent()
+    compiler.guard()  # ours from its beginning, whoever began the parent
     with open(log, "wb") as file:
         os.dup2(file.fileno(), 2)
     try:

@@ -25,6 +25,10 @@ from collections.abc import Iterator  # noqa: E402 - after the settings, which J
 import jax  # noqa: E402 - likewise
 import pytest  # noqa: E402 - likewise
 
+from resnet_jax import compiler  # noqa: E402 - likewise
+
+compiler.guard()  # of this process and those that tests start
+
 
 @pytest.fixture
 def x64() -> Iterator[None]:
@@ -42,6 +46,26 @@ def optimised() -> Iterator[None]:
         jax.clear_caches()  # what was compiled otherwise
         yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+_PICTURES: list[bytes] = []
+
+
+@pytest.fixture(scope="module")
+def drawn_once() -> Iterator[None]:
+    """All runs leave the curves of the first: to draw them takes longer than to train a net of one block."""
+    from resnet_jax.runs import plots
+
+    draw = plots.draw_png
+
+    def draw_first(runs: object) -> bytes:
+        if not _PICTURES:
+            _PICTURES.append(draw(runs))
+        return _PICTURES[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "draw_png", draw_first)
+        yield
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 pytest.importorskip("matplotlib")
 from benchmarks import degradation
-from resnet_jax import create_model
+from resnet_jax import BasicBlock, create_model
 from resnet_jax.data import datasets
+from resnet_jax.models import variants
 from resnet_jax.weights.files import orbax_folder
 
 PLAIN_20, PLAIN_56, RESNET_20, RESNET_56 = "plain-20", "plain-56", "ResNet-20", "ResNet-56"
@@ -181,9 +182,12 @@ def test_the_figure_of_a_run_that_has_only_begun_is_a_picture(tmp_path):
 # The command
 
 
+TINY = "plain_tiny"
+
+
 def error_by_hand(workdir, split):
     """In percent, of the net in `workdir`, on all 64 images at once."""
-    model, variables = create_model("test_resnet", num_classes=10), orbax_folder.load_variables(str(workdir))
+    model, variables = create_model(TINY, num_classes=10), orbax_folder.load_variables(str(workdir))
     source = datasets.open_dataset("synthetic", split, image_size=16, num_examples=64).source
     examples = [source[index] for index in range(64)]
     images = (np.stack([example["image"] for example in examples]) / np.float32(255) - 0.5) / 0.25
@@ -193,7 +197,9 @@ def error_by_hand(workdir, split):
 
 @pytest.mark.slow
 def test_the_command_trains_measures_draws_and_goes_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(degradation, "NETS", {PLAIN_20: "test_resnet"})
+    tiny = {"block": BasicBlock, "stage_sizes": (1,), "stage_features": (8,), "stem": "cifar", "stem_features": 8}
+    monkeypatch.setitem(variants.VARIANTS, TINY, tiny)
+    monkeypatch.setattr(degradation, "NETS", {PLAIN_20: TINY})
     data = {
         "name": "synthetic",
         "num_examples": 64,

@@ -1,6 +1,9 @@
 """The pages do what they say: every Python block is run, and what it prints is what stands below it."""
 
 import contextlib
+import io
+import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,8 @@ import pytest
 
 import resnet_jax
 from pages import blocks
+from paths import ROOT
+from resnet_jax import compiler
 from resnet_jax.models import variants
 
 
@@ -40,6 +45,21 @@ def test_its_step_moves_what_is_not_frozen(fine_tuning):
     }
     assert "fc" in moved
     assert not moved & {"conv1", "bn1", "layer1", "layer2"}
+
+
+def test_the_page_on_hazards_names_what_there_is(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(compiler, "_has_begun", lambda: False)  # as where it is pasted
+    (block,) = blocks("docs/known-hazards.md", "python")
+    exec(compile(block, "known-hazards.md", "exec"), {})
+    assert os.environ["XLA_FLAGS"] == compiler.CURE
+    page = (ROOT / "docs" / "known-hazards.md").read_text()
+    assert f'    export XLA_FLAGS="$XLA_FLAGS {compiler.CURE}"\n' in page
+    assert re.findall(r"^\| ([^|:]+): ", page, re.MULTILINE) == list(compiler.CANARIES)
+    (command,) = re.findall(r'^    python -c "(.*)"$', page, re.MULTILINE)
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        exec(command, {})
+    assert shown.getvalue() == "()\n"
 
 
 def test_the_worked_example_of_a_new_part_works(monkeypatch):

@@ -48,9 +48,14 @@ def test_first_ten_minutes(printed):
 
 
 def test_per_example_gradients_are_those_of_each_example(printed):
-    one = jax.grad(printed["loss"])(printed["variables"]["params"], printed["images"][1], 7)
-    for ours, alone in zip(jax.tree.leaves(printed["grads"]), jax.tree.leaves(one), strict=True):
+    params = printed["variables"]["params"]
+    images = jax.random.normal(jax.random.key(1), printed["images"].shape)
+    both = printed["per_example"](params, images, jnp.array([3, 7]))
+    one = jax.grad(printed["loss"])(params, images[1], 7)
+    for ours, alone in zip(jax.tree.leaves(both), jax.tree.leaves(one), strict=True):
         assert ours.shape == (2, *alone.shape)
+        np.testing.assert_allclose(ours[1], alone, rtol=1e-3, atol=1e-4 * float(np.abs(alone).max()))
+    assert all(np.abs(alone).max() > 0 for alone in jax.tree.leaves(one))
 
 
 def test_the_nnx_bridge_gives_the_same_logits(printed):
@@ -68,10 +73,11 @@ def test_commands_that_are_named_exist():
         assert stopped.value.code == 0
     for target in set(re.findall(r"make (\w+)  ", README)):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    for name in re.findall(r"`(benchmarks/\w+\.py|configs/\w+\.py)`", README):
-        assert (ROOT / name).is_file()
-    for file in re.findall(r"\]\(([\w/.]+)\)", README):
-        assert (ROOT / file).exists()
+    scripts, links = re.findall(r"(?:benchmarks|configs)/\w+\.py", README), re.findall(r"\]\(([\w/.]+)\)", README)
+    assert scripts
+    assert links
+    for name in (*scripts, *links):
+        assert (ROOT / name).exists(), name
 
 
 def environment(home):
@@ -81,15 +87,25 @@ def environment(home):
     }  # fmt: skip
 
 
+# Of the test, to the flags that make it small; as printed in `make soak`.
+SYNTHETIC = {"small": ["--config.model.name=cifar_resnet20", "--config.data.image_size=8"], "as printed": []}
+
+
 @pytest.mark.slow
-def test_the_synthetic_run_and_a_second_start_that_reuses_its_programs(tmp_path):
+@pytest.mark.parametrize("size", ["small", pytest.param("as printed", marks=pytest.mark.soak)])
+def test_the_synthetic_run_and_a_second_start_that_reuses_its_programs(tmp_path, size):
     command = next(line.strip() for line in README.splitlines() if "configs/synthetic_resnet18.py" in line)
     cache = tmp_path / ".cache" / "resnet_jax" / "xla"
 
     def start(workdir):
         arguments = [sys.executable, *command.replace("runs/synthetic", f"{tmp_path}/{workdir}").split()[1:]]
         return subprocess.Popen(
-            arguments, cwd=ROOT, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*arguments, *SYNTHETIC[size]],
+            cwd=ROOT,
+            env=environment(tmp_path),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def programs():
@@ -108,10 +124,15 @@ def test_the_synthetic_run_and_a_second_start_that_reuses_its_programs(tmp_path)
     assert programs() == made
 
 
+# Epochs -> how many of 360 images must be right: a tenth of the way (349 to 354 with three seeds), and all of it.
+PROMISED = {4: 330, 40: 353}
+
+
 @pytest.mark.slow
-def test_the_demo_reaches_what_it_promises(tmp_path):
+@pytest.mark.parametrize("epochs", [4, pytest.param(40, marks=pytest.mark.soak)])
+def test_the_demo_reaches_what_it_promises(tmp_path, epochs):
     """The three commands of `make demo`, from training to an export that PyTorch's names lead."""
-    flags = ["--config=configs/digits_resnet20.py", f"--workdir={tmp_path}/run"]
+    flags = ["--config=configs/digits_resnet20.py", f"--workdir={tmp_path}/run", f"--config.num_epochs={epochs}.0"]
 
     def run(*arguments):
         done = subprocess.run([sys.executable, "train.py", *flags, *arguments], cwd=ROOT, env=environment(tmp_path),
@@ -121,7 +142,7 @@ def test_the_demo_reaches_what_it_promises(tmp_path):
 
     trained, evaluated = run(), run("--mode=eval")
     line = re.search(r"test accuracy (\S+) % \((\d+)/360\)", trained)
-    assert int(line[2]) >= 0.98 * 360
+    assert int(line[2]) >= PROMISED[epochs]
     assert line[0] in evaluated
     assert "equals what was logged at step" in evaluated
     for path in re.findall(r"^(?:curves|checkpoint) +(\S+)$", trained, flags=re.MULTILINE):

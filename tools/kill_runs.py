@@ -33,6 +33,7 @@ sys.path.insert(0, str(ROOT))
 import jax  # noqa: E402 - after its settings
 import numpy as np  # noqa: E402 - likewise
 
+from resnet_jax import compiler  # noqa: E402 - likewise
 from resnet_jax.weights.files import orbax_folder  # noqa: E402 - likewise
 
 STEPS = 60
@@ -57,6 +58,7 @@ FULL = 6_000_000  # bytes of the disk that is to be full
 
 
 def main() -> int:
+    compiler.guard()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--how", choices=["kill", "term", "full", "devices"], default="kill")
     parser.add_argument("--runs", type=int, default=50)

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from resnet_jax import compiler
 from resnet_jax.cli import convert, evaluate, info, plan, predict, prepare, report, verify
 from resnet_jax.cli import list as list_
 
@@ -19,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.overrides = rest  # --config.KEY=VALUE, of the verbs that take --config
     try:
+        compiler.guard()
         return int(arguments.run(arguments))
     except BrokenPipeError:  # the reader has seen enough, as in `resnet-jax list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

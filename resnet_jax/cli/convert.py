@@ -27,6 +27,7 @@ def add_verb(verbs: Any) -> None:
     verb.add_argument(
         "--out", required=True, help="FILE.safetensors or FILE.pth (PyTorch's names), or a folder (Orbax)"
     )
+    net.add_allow_nonfinite(verb)
     verb.add_argument("--force", action="store_true", help="replace OUT if it is there")
     verb.set_defaults(run=_convert)
 
@@ -42,6 +43,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         ema=arguments.ema,
         keep_dtype=arguments.keep_dtype,
     )
+    net.check_finite(arguments.source, variables, allow=arguments.allow_nonfinite)
     _write(out, model, variables)
     again = _read_back(out, model)
     count, same = len(jax.tree.leaves(variables)), jax.tree.map(_same_bits, variables, again)
@@ -54,7 +56,7 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 def _read_back(out: epath.Path, model: ResNet) -> Variables:
     if out.is_file():
-        return from_torch(model, formats.load_state_dict(out))
+        return from_torch(model, formats.load_state_dict(out), allow_nonfinite=True)
     from resnet_jax.weights.files import orbax_folder
 
     variables: Variables = orbax_folder.load_variables(str(out))
@@ -63,7 +65,7 @@ def _read_back(out: epath.Path, model: ResNet) -> Variables:
 
 def _write(out: epath.Path, model: ResNet, variables: Variables) -> None:
     if out.suffix in (".safetensors", *formats.TORCH_SUFFIXES):
-        formats.save_state_dict(out, to_torch(model, variables))
+        formats.save_state_dict(out, to_torch(model, variables, allow_nonfinite=True))
         return
     from resnet_jax.weights.files import orbax_folder
 

@@ -34,6 +34,7 @@ def _evaluate(arguments: argparse.Namespace, found: net.Net) -> int:
         dataset,
         found.preprocessing,
         batch_size=arguments.batch_size,
+        allow_nonfinite=arguments.allow_nonfinite,
         progress=_Progress() if sys.stderr.isatty() else None,
     )
     print(f"top-1 {result.top1:.2%} ({result.correct}/{result.count})")

@@ -15,7 +15,7 @@ from resnet_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessin
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variants import create_model
 from resnet_jax.runs import workdirs
-from resnet_jax.weights import convert, recognise
+from resnet_jax.weights import convert, finite, recognise
 from resnet_jax.weights.files import formats
 
 Variables = dict[str, Any]
@@ -39,12 +39,19 @@ def add_net(verb: argparse.ArgumentParser, batch_size: int) -> None:
     verb.add_argument("--model", required=True, help="a tag (resnet50.tv2_in1k), a workdir, a file or a folder")
     verb.add_argument("--network", help="the network of a file or folder that does not say which it holds")
     verb.add_argument("--batch-size", type=int, default=batch_size)
+    add_allow_nonfinite(verb)
     options = verb.add_argument_group("preprocessing, where --model does not say it, or to change it")
     options.add_argument("--image-size", type=int, help="pixels")
     options.add_argument("--resize-size", type=int, help="pixels of the shorter side, before the crop")
     options.add_argument("--interpolation", choices=("bilinear", "bicubic"))
     options.add_argument("--mean", type=_numbers, help="of each channel, in units of full scale: 0.485,0.456,0.406")
     options.add_argument("--std", type=_numbers, help="likewise")
+
+
+def add_allow_nonfinite(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--allow-nonfinite", action="store_true", help="take weights with NaN, infinities or negative variances, too"
+    )
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -72,6 +79,7 @@ def load(arguments: argparse.Namespace) -> Net:
         net = _assumed(*read(source, arguments.network, None))
     else:
         net = _of_source(source)
+    check_finite(source, net.variables, allow=arguments.allow_nonfinite)
     return dataclasses.replace(net, preprocessing=_adjusted(arguments, net))
 
 
@@ -109,7 +117,7 @@ def _of_source(source: str) -> Net:
     """Any source of `load_pretrained`, with what it knows of images and classes."""
     from resnet_jax.weights import pretrained, sources  # with what they need, for those who need it
 
-    model, variables = pretrained.load_pretrained(source)
+    model, variables = pretrained.load_pretrained(source, allow_nonfinite=True)  # `load` checks
     try:
         class_names = sources.class_names(source)
     except ValueError as error:
@@ -127,7 +135,10 @@ def _of_source(source: str) -> Net:
 def read(
     source: str, name: str | None, num_classes: int | None, *, ema: bool = False, keep_dtype: bool = False
 ) -> tuple[ResNet, Variables]:
-    """Model and variables from weights under PyTorch's names, a workdir, or a folder of variables; strict."""
+    """Model and variables from weights under PyTorch's names, a workdir, or a folder of variables; strict.
+
+    Their values are for `check_finite`.
+    """
     if formats.holds_weights(source):
         tensors = _read_tensors(source, ema=ema, keep_dtype=keep_dtype)
         if name:
@@ -136,7 +147,7 @@ def read(
             name, overrides = recognise.identify(tensors)
             model = create_model(name, **overrides)
             print(f"{source}: {name}{''.join(f', {field}={value!r}' for field, value in overrides.items())}")
-        return model, convert.from_torch(model, tensors)
+        return model, convert.from_torch(model, tensors, allow_nonfinite=True)
     # Orbax takes a second to import, and files do without it.
     from resnet_jax.weights.files import orbax_folder
 
@@ -148,8 +159,21 @@ def read(
         stored = workdirs.load_config(source)["model"]
         kwargs = {field: value for field, value in stored["kwargs"].items() if value is not None}
         model = create_model(stored["name"], num_classes=stored["num_classes"], **kwargs)
-    convert.to_torch(model, variables)  # strict, with its message
+    convert.to_torch(model, variables, allow_nonfinite=True)  # strict, with its message
     return model, variables
+
+
+def check_finite(source: str, variables: Mapping[str, Any], *, allow: bool) -> None:
+    """Refuses NaN, infinities and negative variances or, if they are allowed, names them.
+
+    Raises:
+      ConversionError: there are some, and they are not allowed.
+    """
+    tensors = convert.torch_named(variables)
+    if not allow:
+        finite.refuse(tensors, source, "--allow-nonfinite lets them pass.")
+    elif found := finite.damage(tensors):
+        say(f"{source} holds {found}")
 
 
 def _read_tensors(source: str, *, ema: bool = False, keep_dtype: bool = False) -> dict[str, np.ndarray]:

@@ -29,7 +29,12 @@ def _predict(arguments: argparse.Namespace, found: net.Net) -> int:
         raise ValueError(f"--top={arguments.top} must be 1 or more.")
     paths, class_names = _image_files(arguments.images), _class_names(found)
     rows = inference.predictions(
-        found.model, found.variables, paths, found.preprocessing, batch_size=arguments.batch_size
+        found.model,
+        found.variables,
+        paths,
+        found.preprocessing,
+        batch_size=arguments.batch_size,
+        allow_nonfinite=arguments.allow_nonfinite,
     )
     code = 0
     for path, row in zip(paths, rows, strict=True):

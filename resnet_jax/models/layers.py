@@ -73,8 +73,8 @@ def avg_pool2x2_ceil(x: Array, stride: int) -> Array:
     With stride 2 the window at an odd edge averages the real pixels alone; with stride 1 (a dilated stage) one row and
     one column of zeros are padded at the end and count, as timm does it.
     """
-    # An odd edge twice is the same mean. Windows that reach over the edge would do, too, but XLA on CPU (JAX 0.10.2 and
-    # 0.12.0) sums up wrong numbers there, where a map is one pixel and batch and channels are many.
+    # An odd edge twice is the same mean. Windows that reach over the edge would do, too, but there XLA's CPU compiler
+    # sums up wrong numbers in a process without the flag of `resnet_jax.compiler`, as of people who import this.
     extra = [(0, 1 if stride == 1 else x.shape[axis] % 2) for axis in (-3, -2)]
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [*extra, (0, 0)], mode="constant" if stride == 1 else "edge")
     return nn.avg_pool(x, (2, 2), strides=(stride, stride))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from resnet_jax import compiler
 from resnet_jax.models.variants import create_model
 from resnet_jax.proof import record_file, verify
 from resnet_jax.proof.reference import load_into_torch, randomise_norms, torch_reference, torch_versions
@@ -102,6 +103,7 @@ def check(
       ValueError: an unknown setting.
     """
     verify.check_dtypes(dtypes)
+    compiler.warn()
     proof = record_file.load(path)
     build = functools.partial(verify.create_model, proof.name, **proof.fields)
     weights = proof.weights if proof.weights is not None else _referred(proof, path, weights_file)

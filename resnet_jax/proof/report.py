@@ -10,6 +10,7 @@ import jax
 import jaxlib
 import numpy as np
 
+from resnet_jax import compiler
 from resnet_jax.version import __version__
 
 # What an error may be, for each setting, so that it is still "the same function".
@@ -94,12 +95,13 @@ class Row:
 
 
 def environment() -> dict[str, Any]:
-    """The device and the versions of this side. No date: the same proof on the same machine gives the same file."""
+    """Device, compiler and versions of this side. No date: the same proof on the same machine gives the same file."""
     device = jax.devices()[0]
     return {
         "platform": device.platform,
         "device": device.device_kind,
         "backend": str(getattr(device.client, "platform_version", "")).strip(),  # XLA's, or the driver's
+        "compiler": compiler.describe(),
         "versions": {
             "python": platform.python_version(),
             "jax": jax.__version__,

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from resnet_jax import compiler
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.proof.reference import Stages
 
@@ -50,15 +51,14 @@ def _stage_names(model: ResNet) -> tuple[str, ...]:
 
 
 def _apply_for(model: ResNet) -> Callable[..., Any]:
-    return _apply if sum(model.stage_sizes) > MOST_JITTED else _jitted
+    if sum(model.stage_sizes) > MOST_JITTED:
+        return _apply
+    return jax.jit(_apply, static_argnums=(0, 3, 4), compiler_options=compiler.options())
 
 
 def _apply(model: ResNet, variables: Any, images: Any, features: tuple[str, ...], train: bool) -> Any:
     mutable = ["batch_stats"] if train else False
     return model.apply(variables, images, train=train, features=features, mutable=mutable)
-
-
-_jitted = jax.jit(_apply, static_argnums=(0, 3, 4))
 
 
 def with_statistics(outputs: Stages, statistics: Mapping[str, np.ndarray]) -> Stages:

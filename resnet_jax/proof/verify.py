@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from resnet_jax import compiler
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variants import create_model
 from resnet_jax.proof.reference import (
@@ -96,6 +97,7 @@ def verify(
       ImportError: PyTorch, or torchvision or timm, whose network it is, is not installed.
     """
     check_dtypes(dtypes)
+    compiler.warn()
     build = functools.partial(create_model, name, **({"num_classes": num_classes} if num_classes else {}))
     build()  # refuses an unknown name
     reference = torch_reference(name, num_classes=num_classes, library=library, seed=seed)

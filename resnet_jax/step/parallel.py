@@ -10,6 +10,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from resnet_jax import compiler
+
 AXIS = "batch"
 
 
@@ -142,6 +144,7 @@ class _Train:
 
 
 def _pmap(step: Callable[..., Any], mesh: Mesh, *, donate: bool) -> Callable[..., Any]:
+    # pmap takes no compiler options: that its sums are right on a CPU, the flag alone sees to (see `compiler`).
     # in_axes/out_axes None: the state goes in and comes out without a device axis, replicated.
     return jax.pmap(
         step,
@@ -157,7 +160,8 @@ def _jit(step: Callable[..., Any], mesh: Mesh, *, donate: bool) -> Callable[...,
     # check_vma=False: with the default, gradients of the replicated parameters are summed over devices once by JAX
     # and once more by the step, and come out too large by the number of devices, silently.
     mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(), check_vma=False)
-    return jax.jit(mapped, donate_argnums=(0,) if donate else ())
+    options = compiler.options(mesh.devices.flat[0].platform)
+    return jax.jit(mapped, donate_argnums=(0,) if donate else (), compiler_options=options)
 
 
 _WRAPPERS = {"pmap": _pmap, "jit": _jit}

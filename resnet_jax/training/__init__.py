@@ -1,1 +1,1 @@
-"""Training: plain numbers to an optimiser, a pure step, the wrapper around it, checkpoints, and the loop."""
+"""The life of a run: a config, built; the loop over its steps; checkpoints, hosts, and what it starts from."""

@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict
 from orbax.checkpoint import checkpoint_managers
 
 from resnet_jax.step.step import TrainState
+from resnet_jax.training import sound
 from resnet_jax.weights.files.orbax_folder import CHECKPOINTS, absolute
 
 
@@ -27,7 +28,7 @@ class CheckpointMismatch(ValueError):
 
 
 class DamagedCheckpoint(RuntimeError):
-    """A checkpoint that is there cannot be read."""
+    """A checkpoint that is there cannot be read, or holds values that are not finite."""
 
 
 class CheckpointNotSaved(RuntimeError):
@@ -123,7 +124,8 @@ class Checkpointer:
 
         Raises:
           CheckpointMismatch: it belongs to another model.
-          DamagedCheckpoint: it is whole by its name, but cannot be read.
+          DamagedCheckpoint: it is whole by its name, but cannot be read, or holds NaN, infinities or negative
+            variances.
         """
         step = self._manager.latest_step()
         folder = self._folder / str(step)
@@ -142,12 +144,17 @@ class Checkpointer:
         items = {name: ocp.args.StandardRestore(abstract(tree)) for name, tree in _items(state).items()}
         with _damage(folder):
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        return state.replace(
+        whole = state.replace(
             params=restored["variables"]["params"],
             batch_stats=restored["variables"].get("batch_stats", {}),
             ema=restored.get("ema"),
             **restored["progress"],
         )
+        if damage := sound.damage(whole):
+            raise DamagedCheckpoint(
+                f"checkpoint {folder} holds {damage}\nRemove that folder to go on from the one before it."
+            )
+        return whole
 
 
 def _clear(folder: epath.Path, seconds: float = 30.0) -> None:

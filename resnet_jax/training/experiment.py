@@ -19,6 +19,7 @@ from resnet_jax.models.resnet import ResNet
 from resnet_jax.step.parallel import AXIS, Parallel, check_divisible, device_groups, parallelize
 from resnet_jax.step.step import TrainState, create_train_state, eval_step, train_step
 from resnet_jax.training import initial, inputs, recipe
+from resnet_jax.weights import convert, finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,19 +41,16 @@ class Experiment:
         # One jitted function with a stated sharding makes every array on every device, each with a buffer of its
         # own: the first step donates them.
         create = jax.jit(self._create, out_shardings=self.parallel.state_sharding)
-        if not self.config.init_from:
-            return create()
-        loaded, wanted = self.load_initial(), self.abstract_state().variables
-        return create(jax.tree.map(lambda leaf, like: np.asarray(leaf, like.dtype), loaded, wanted))
+        return create(self.load_initial()) if self.config.init_from else create()
 
     def load_initial(self) -> Any:
-        """The variables that `config.init_from` names, fitted to the model.
+        """The variables that `config.init_from` names, fitted to the model, in the dtypes of its state.
 
         Raises:
-          ValueError, OSError: they cannot be had, or do not fit.
+          ValueError, OSError: they cannot be had, do not fit, or hold NaN, infinities or negative variances.
         """
         config = self.config
-        return initial.load(
+        loaded = initial.load(
             config.init_from,
             self.model,
             channels=self.facts.channels,
@@ -61,6 +59,11 @@ class Experiment:
             ema=config.init_ema,
             seed=config.seed,
         )
+        wanted = self.abstract_state().variables
+        variables = jax.tree.map(lambda leaf, like: np.asarray(leaf, like.dtype), loaded, wanted)
+        way_out = "--config.init_anew=PART starts a part, such as fc or layer4.0, anew, and takes nothing of it."
+        finite.refuse(convert.torch_named(variables), f"config.init_from={config.init_from}", way_out)
+        return variables
 
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of the state: what a checkpoint is restored into. Reads no file."""

@@ -10,7 +10,7 @@ import jax
 import ml_collections
 from etils import epath
 
-from resnet_jax import version
+from resnet_jax import compiler, version
 from resnet_jax.runs import history, plots, reporting, workdirs
 from resnet_jax.step import metrics
 from resnet_jax.step.parallel import connect
@@ -37,12 +37,14 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
       ValueError: the config contradicts itself, or `workdir` belongs to another run.
       workdirs.WorkdirInUse: another process trains in `workdir`.
       hosts.HostsDisagree: the hosts of the run have other configs, data or versions.
-      window.TrainingDiverged: loss or gradient is not finite; the last good checkpoint stays.
+      window.TrainingDiverged: loss, gradient or state is not finite; the last good checkpoint stays.
+      checkpoint.DamagedCheckpoint: the newest cannot be read, or holds values that are not finite.
       window.TooManyUnreadable: more images cannot be read than the config allows.
       Preempted: SIGTERM came; the state is saved.
       checkpoint.CheckpointNotSaved: the disk is full, or the like; the checkpoints before are whole.
     """
     use_compilation_cache(config.compilation_cache_dir)
+    compiler.warn()
     run = experiment.build(config)
     check_hosts(run)
     with workdirs.alone(workdir, writes=hosts.is_first()):
@@ -94,6 +96,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
       Preempted: SIGTERM came.
     """
     use_compilation_cache(config.compilation_cache_dir)
+    compiler.warn()
     run = experiment.build(config)
     check_hosts(run)
     if not workdir:
@@ -193,12 +196,12 @@ class _Steps:
                     self._window.add(step, waiting)
                 step, waiting = step + 1, sums
                 preempted = self._preemption.reached()
-                # ... but before anything is written they are all in: a state that is not finite is never saved, and
-                # the windows of a resumed run are those of an uninterrupted one.
+                # ... but before anything is written they are all in, and the state is looked at: one that is not finite
+                # is never evaluated or saved, and the windows of a resumed run are those of an uninterrupted one.
                 if preempted or self._reports(step):
                     self._window.add(step, waiting)
                     waiting = None
-                    self._report(step)
+                    self._report(step, state)
                     if preempted:
                         self._make_way(step, state)
                     last = self._evaluate_and_save(step, state) or last
@@ -224,8 +227,9 @@ class _Steps:
 
     # Doing it:
 
-    def _report(self, step: int) -> None:
+    def _report(self, step: int, state: TrainState) -> None:
         numbers, run = self._window.close(), self._run
+        self._window.check(step, state)  # after the clock has stopped, and before anything is written
         position = {"epoch": step / run.steps_per_epoch, "learning_rate": float(run.schedule(step - 1))}
         left = (run.num_steps - step) * numbers.pop("seconds_per_step")
         self._reporter.train(step, position | numbers | {"seconds_left": left})

@@ -6,10 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from resnet_jax.step import metrics
+from resnet_jax.step.step import TrainState
+from resnet_jax.training import sound
+
+WAY_OUT = (
+    "No state since the last checkpoint was kept. Start again in a new --workdir with a lower "
+    "--config.optimizer.learning_rate or a longer --config.schedule.warmup_epochs; --config.init_from=OLD_WORKDIR goes "
+    "on from its weights."
+)
 
 
 class TrainingDiverged(RuntimeError):
-    """Loss or gradient is not finite."""
+    """Loss, gradient or state is not finite."""
 
 
 class TooManyUnreadable(RuntimeError):
@@ -45,16 +53,23 @@ class Window:
         values = {name: float(value) for name, value in sums.items()}
         for name, what in (("loss", "loss"), ("grad_norm", "norm of the gradient")):
             if not math.isfinite(values[name]):
-                raise TrainingDiverged(
-                    f"the {what} is {values[name]} at step {step}. No state since the last checkpoint was kept. Start "
-                    "again in a new --workdir with a lower --config.optimizer.learning_rate or a longer "
-                    "--config.schedule.warmup_epochs; --config.init_from=OLD_WORKDIR goes on from its weights."
-                )
+                raise TrainingDiverged(f"the {what} is {values[name]} at step {step}. {WAY_OUT}")
         self._sums = metrics.merge(self._sums, values)
         self._seen += self._batch_size
         self._unreadable += self._batch_size - round(values["count"])
         begun = -(-self._seen // self._num_examples) * self._num_examples
         check_unreadable(self._unreadable, begun, self._max_unreadable)
+
+    def check(self, step: int, state: TrainState) -> None:
+        """Looks at the state after `step`, the last one added; of a NaN in it the loss need not tell.
+
+        Raises:
+          TrainingDiverged: a parameter, a statistic, an average or the optimiser's state is not finite.
+        """
+        if found := sound.damage_by_steps(state):
+            first = step + 1 - round(self._sums["steps"])
+            steps = f"step {step}" if first == step else f"one of the steps {first} to {step}"
+            raise TrainingDiverged(f"since {steps} the state holds {found}\n{WAY_OUT}")
 
     def close(self) -> dict[str, float]:
         """Means, `images_per_second`, `seconds_per_step` and, if there were any, the number of `unreadable` images."""

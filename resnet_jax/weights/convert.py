@@ -16,6 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.weights import finite
 from resnet_jax.weights.errors import ConversionError
 from resnet_jax.weights.files.formats import as_numpy
 from resnet_jax.weights.names import COUNTER, native_names
@@ -40,9 +41,13 @@ TILE = 32
 LATER = ("maxpool", "layer", "se", "downsample", "fc")
 # The first convolution, of a plain and of a deep stem.
 FIRST_CONVS = ("conv1", "conv1.0")
+# What an error on values that are not finite says of the way round it.
+ALLOW = "allow_nonfinite=True lets them pass."
 
 
-def from_torch(model: ResNet, state_dict: Mapping[str, Any], *, dtype: Any = None) -> Variables:
+def from_torch(
+    model: ResNet, state_dict: Mapping[str, Any], *, dtype: Any = None, allow_nonfinite: bool = False
+) -> Variables:
     """Converts PyTorch weights to the variables of `model`.
 
     Args:
@@ -51,12 +56,14 @@ def from_torch(model: ResNet, state_dict: Mapping[str, Any], *, dtype: Any = Non
         torchvision's names or others that `recognise.native_names` understands. `num_batches_tracked` may be there or
         not; blur-pool filters (`*.filt`) are constants and are passed over.
       dtype: dtype of the result; by default each tensor keeps its own.
+      allow_nonfinite: take NaN, infinities and negative variances, bit for bit.
 
     Returns:
       `{'params': ..., 'batch_stats': ...}`, NumPy arrays of their own memory.
 
     Raises:
-      ConversionError: tensors are missing, left over, or of another shape; all are named in one message.
+      ConversionError: tensors are missing, left over, or of another shape; all are named in one message. Or the result
+        would hold NaN, infinities or negative variances (see `finite`).
     """
     tensors = {name: as_numpy(tensor) for name, tensor in native_names(state_dict).items()}
     paths = _paths(model, input_channels(tensors))
@@ -73,8 +80,10 @@ def from_torch(model: ResNet, state_dict: Mapping[str, Any], *, dtype: Any = Non
 
     # NumPy lets go of Python while it copies, and the copies are most of the time.
     with ThreadPoolExecutor() as pool:
-        variables: Variables = unflatten_dict(dict(zip(paths, pool.map(leaf, paths), strict=True)))
-    return variables
+        leaves = dict(zip(paths, pool.map(leaf, paths), strict=True))
+    if not allow_nonfinite:  # what `dtype` cannot hold is infinite by now
+        finite.refuse({_torch_name(path): leaf for path, leaf in leaves.items()}, "the state_dict", ALLOW)
+    return dict(unflatten_dict(leaves))
 
 
 def without_model(state_dict: Mapping[str, Any]) -> Variables:
@@ -115,7 +124,7 @@ def upcast_halves(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: x.astype(np.float32) if x.dtype in halves else x for name, x in tensors.items()}
 
 
-def to_torch(model: ResNet, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def to_torch(model: ResNet, variables: Mapping[str, Any], *, allow_nonfinite: bool = False) -> dict[str, np.ndarray]:
     """Converts the variables of `model` to PyTorch's `state_dict`, in PyTorch's order and with every name it wants.
 
     `torch_model.load_state_dict({k: torch.from_numpy(v) for k, v in to_torch(model, variables).items()})` takes them.
@@ -123,13 +132,15 @@ def to_torch(model: ResNet, variables: Mapping[str, Any]) -> dict[str, np.ndarra
     Args:
       model: the network that the variables belong to.
       variables: `{'params': ..., 'batch_stats': ...}`, NumPy or JAX arrays.
+      allow_nonfinite: take NaN, infinities and negative variances, bit for bit.
 
     Returns:
       `{name: NumPy array}`, each in its own dtype and memory. `num_batches_tracked`, which Flax does not have and
       PyTorch only uses where `momentum=None`, is 0.
 
     Raises:
-      ConversionError: the variables are not those of `model`; every difference is named.
+      ConversionError: the variables are not those of `model`; every difference is named. Or they hold NaN, infinities
+        or negative variances, as those of a run that diverged (see `finite`).
     """
     found = {path: as_numpy(leaf) for path, leaf in flatten_dict(dict(variables)).items()}
     kernels = [found.get(("params", *name.split("."), "kernel")) for name in FIRST_CONVS]
@@ -147,7 +158,14 @@ def to_torch(model: ResNet, variables: Mapping[str, Any]) -> dict[str, np.ndarra
         tensors[_torch_name(path)] = np.array(leaf.transpose(axes), order="C")
         if path[-1] == "var":
             tensors[".".join([*path[1:-1], COUNTER])] = np.zeros((), np.int64)
+    if not allow_nonfinite:
+        finite.refuse(tensors, "the tree of variables", ALLOW)
     return tensors
+
+
+def torch_named(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of a tree of variables as they are, in Flax's layout, under the names that PyTorch has for them."""
+    return {_torch_name(path): leaf for path, leaf in flatten_dict(dict(variables)).items()}
 
 
 def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -185,7 +203,7 @@ def _torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ..
 
 def _torch_name(path: tuple[str, ...]) -> str:
     collection, *modules, leaf = path
-    return ".".join([*modules, LEAVES[collection, leaf]])
+    return ".".join([*modules, LEAVES.get((collection, leaf), leaf)])  # a norm of the user's own may have others
 
 
 def input_channels(tensors: Mapping[str, Any]) -> int:

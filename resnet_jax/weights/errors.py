@@ -6,4 +6,4 @@ class WeightFileError(ValueError):
 
 
 class ConversionError(ValueError):
-    """Weights and model do not belong together."""
+    """Weights that do not belong to the model, or, with values that are not finite, to none."""

@@ -19,7 +19,7 @@ from resnet_jax.models.norms import Shift, UnbiasedBatchNorm, bind_norm
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.shortcuts import SHORTCUTS
 from resnet_jax.models.stems import STEM_POOLS, STEMS
-from resnet_jax.weights import convert
+from resnet_jax.weights import convert, finite
 from resnet_jax.weights.convert import ConversionError, Variables
 from resnet_jax.weights.files.formats import as_numpy
 
@@ -68,11 +68,12 @@ def fold_batch_norm(model: ResNet, variables: Mapping[str, Any]) -> tuple[ResNet
 
     Raises:
       ValueError: another norm than batch norm, or parts of your own, of which the order of layers is not known.
-      ConversionError: the variables are not those of `model`.
+      ConversionError: the variables are not those of `model`, or hold NaN, infinities or negative variances.
     """
     epsilon = _epsilon(model)
     _check_parts(model)
-    convert.to_torch(model, variables)  # strict, with its message
+    convert.to_torch(model, variables, allow_nonfinite=True)  # strict, with its message
+    finite.refuse(convert.torch_named(variables), "the tree of variables", "")
     leaves = {path[1:]: as_numpy(leaf) for path, leaf in flatten_dict(dict(variables)).items()}
     norms = [path[:-1] for path in leaves if path[-1] == "var"]
     for norm, conv in _pairs(norms, leaves).items():

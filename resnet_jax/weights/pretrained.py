@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from resnet_jax import compiler
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variants import create_model
-from resnet_jax.weights import convert, recognise
+from resnet_jax.weights import convert, finite, recognise
 from resnet_jax.weights.adapt import adapt
 from resnet_jax.weights.files import formats
 from resnet_jax.weights.published import timm_config
@@ -34,6 +35,7 @@ def load_pretrained(
     in_chans: int | None = None,
     key: jax.Array | None = None,
     sharding: Any = None,
+    allow_nonfinite: bool = False,
     **overrides: Any,
 ) -> tuple[ResNet, convert.Variables]:
     """A network with weights, from wherever they are.
@@ -50,6 +52,7 @@ def load_pretrained(
       in_chans: another number of input channels: the first convolution is fitted by timm's rule (see `adapt`).
       key: of `jax.random`, for what is initialised; by default `jax.random.key(0)`.
       sharding: of the variables, or a tree of shardings; by default they lie on the default device.
+      allow_nonfinite: take NaN, infinities and negative variances too.
       **overrides: fields of `ResNet`, such as `train=False`, `output_stride=8`, `dtype="bfloat16"`.
 
     Returns:
@@ -60,7 +63,8 @@ def load_pretrained(
       ValueError: an unknown source or tag; a network's name without a tag, with a list of those there are.
       TypeError: an override that is no field of `ResNet`.
       DownloadError: the weights could not be had, or came damaged.
-      WeightFileError, ConversionError: the file cannot be read, or is of another network.
+      WeightFileError, ConversionError: the file cannot be read, is of another network, or would put NaN, infinities or
+        negative variances into the variables.
     """
     found = locate(source)
     changes = overrides | ({} if num_classes is None else {"num_classes": num_classes})
@@ -69,11 +73,16 @@ def load_pretrained(
     tensors = formats.load_state_dict(file)
     name, arguments = (found.name, found.arguments) if found.name else recognise.identify(tensors)
     model = create_model(name, **arguments)
-    variables = convert.from_torch(model, tensors)
+    variables = convert.from_torch(model, tensors, allow_nonfinite=True)  # they are looked at as they will be used
     if changes or in_chans is not None:
         before, model = model, create_model(name, **(dict(arguments) | changes))
         variables = _fit(before, model, variables, in_chans, key)
-    return model, _on_device(model, variables, sharding)
+    variables = _in_dtypes_of(model, variables)
+    if not allow_nonfinite:
+        finite.refuse(convert.torch_named(variables), str(source), convert.ALLOW)
+    compiler.warn()
+    moved: convert.Variables = jax.device_put(variables, sharding)
+    return model, moved
 
 
 def save_pretrained(
@@ -84,6 +93,7 @@ def save_pretrained(
     preprocessing: "Preprocessing | None" = None,
     label_names: Sequence[str] | None = None,
     overwrite: bool = False,
+    allow_nonfinite: bool = False,
 ) -> None:
     """Writes a folder for `load_pretrained`, and for timm: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 
@@ -97,15 +107,16 @@ def save_pretrained(
       preprocessing: what images need in evaluation. Without it timm assumes its own default, which is logged.
       label_names: of the classes, in the order of the logits.
       overwrite: replace a folder that holds nothing but such files.
+      allow_nonfinite: write NaN, infinities and negative variances too, which whoever reads the folder has to allow.
 
     Raises:
-      ConversionError: the variables are not those of the model.
+      ConversionError: the variables are not those of the model, or hold NaN, infinities or negative variances.
       ValueError: the folder exists; labels of another number; a field of the model that no file can hold.
     """
     if isinstance(model, str):
         head = variables["params"].get("fc")
         model = create_model(model, num_classes=head["bias"].shape[-1] if head else 0)
-    tensors = convert.to_torch(model, variables)
+    tensors = convert.to_torch(model, variables, allow_nonfinite=allow_nonfinite)
     config = timm_config.describe(model, tensors, preprocessing, label_names)
     if preprocessing is None:
         logger.warning("%s: no preprocessing given: timm will assume ImageNet's mean and std at 224 pixels.", folder)
@@ -129,16 +140,13 @@ def _fit(
     return fitted
 
 
-def _on_device(model: ResNet, variables: convert.Variables, sharding: Any) -> convert.Variables:
-    """In the model's dtypes, and moved at once."""
+def _in_dtypes_of(model: ResNet, variables: convert.Variables) -> convert.Variables:
     param_dtype = jnp.dtype(model.param_dtype)
     dtypes = {"params": param_dtype, "batch_stats": jnp.promote_types(param_dtype, jnp.float32)}
-    cast = {
+    return {
         name: jax.tree.map(lambda leaf, dtype=dtypes[name]: leaf.astype(dtype, copy=False), tree)
         for name, tree in variables.items()
     }
-    moved: convert.Variables = jax.device_put(cast, sharding)
-    return moved
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -207,3 +208,16 @@ def test_unusable_input_is_one_message_and_exit_code_2(workdir, weights, folder,
     assert said in err
     assert err.startswith("resnet-jax: ")
     assert not out
+
+
+def test_of_a_run_with_an_average_that_is_taken(workdir, folder, tmp_path, capsys):
+    """As the run itself evaluated: the logits of its average are 0, 0, 1, 0 for any image."""
+    shutil.copytree(workdir, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"ema": {"decay": 0.9}}))
+    average = random_variables(1)
+    average["params"]["fc"] = {"kernel": np.zeros((64, 4), np.float32), "bias": np.float32([0, 0, 1, 0])}
+    orbax_folder.save_variables(str(tmp_path / "run" / "checkpoints" / "5" / "ema"), average)
+    path = str(folder / "test" / "ant" / "0.png")
+    assert cli.main(["predict", path, f"--model={tmp_path / 'run'}", "--top=1"]) == 0
+    assert capsys.readouterr().out.split() == [path, f"{np.e / (np.e + 3):.2%}", "cat"]

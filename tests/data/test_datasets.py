@@ -416,3 +416,45 @@ def test_synthetic_refuses(kwargs, message):
 def test_open_dataset_refuses(name, split, path, message):
     with pytest.raises(ValueError, match=message):
         datasets.open_dataset(name, split, path=path)
+
+
+class Listed:
+    """A source of what is in a list; an image that is None is unreadable."""
+
+    def __init__(self, examples):
+        self.examples = examples
+
+    def __len__(self):
+        return len(self.examples)
+
+    def __getitem__(self, index):
+        image, label = self.examples[index]
+        if image is None:
+            raise UnreadableImage("made up")
+        return {"image": image, "label": label}
+
+    def origin(self, index):
+        return f"example {index}"
+
+
+def test_the_fingerprint_tells_data_apart_by_any_example_label_and_name():
+    def of(train=(), test=(), names=("a", "b")):
+        """Sixteen examples in each split, all of which are looked at, with some of them changed."""
+        plain = {i: (np.full((2, 2, 1), i, np.uint8), i % 2) for i in range(16)}
+        splits = (Listed(list((plain | dict(changes)).values())) for changes in (train, test))
+        return base.fingerprint(*(base.Dataset("x", "train", source, names, 1) for source in splits))
+
+    image = np.full((2, 2, 1), 7, np.uint8)
+    image[1, 1, 0] = 8
+    different = [
+        of(),
+        of(names=("b", "a")),
+        of(train={5: (np.full((2, 2, 1), 5, np.uint8), 0)}),
+        of(test={5: (np.full((2, 2, 1), 5, np.uint8), 0)}),
+        of(train={7: (image, 1)}),
+        of(train={15: (None, 1)}),
+        of(test={16: (image, 1)}),
+        of(train={7: (image.tobytes() + b"x", 1)}),
+    ]
+    assert len(set(different)) == len(different)
+    assert of() == of() == of(train={7: (np.full((2, 2, 1), 7, np.uint8).tobytes(), 1)})

@@ -283,7 +283,7 @@ def test_the_decoder_is_resolved_by_name_and_refused_by_name(monkeypatch):
     assert [pillow.resolve_decoder(name) for name in ("auto", "opencv", "pillow")] == ["opencv", "opencv", "pillow"]
     with pytest.raises(ValueError, match="decoder='cv2' is not known: use 'auto', 'opencv' or 'pillow'"):
         pillow.resolve_decoder("cv2")
-    with pytest.raises(ValueError, match="decoder='auto' is not known here: use 'opencv' or 'pillow', or what images"):
+    with pytest.raises(ValueError, match="decoder='auto' is not known here: use 'opencv' or 'pillow', or what pillow"):
         transforms.train_transform(8, decoder="auto")
     monkeypatch.setitem(__import__("sys").modules, "cv2", None)
     assert pillow.resolve_decoder("auto") == "pillow"

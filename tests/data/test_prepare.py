@@ -28,6 +28,7 @@ from resnet_jax.data.images.pillow import UnreadableImage, decode
 tfds = pytest.importorskip("tensorflow_datasets")
 
 from resnet_jax.data.prepare import check, cifar, folders, ilsvrc, pickled, run, shards  # noqa: E402 - needs TFDS
+from resnet_jax.data.prepare.sources import Entry  # noqa: E402 - likewise
 
 
 def silent(line):
@@ -692,3 +693,25 @@ def test_disk_that_fills_up_while_writing(tmp_path, photos):
     assert "Whole shards stand: free space, and the same command goes on" in output
     make(tmp_path, shard_mb=1)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_shard_and_its_report_are_on_disk_before_they_have_their_names(tmp_path, monkeypatch):
+    """A report vouches for a whole shard also after a loss of power."""
+    calls, replace = [], os.replace
+
+    def named(temporary, path):
+        calls.append(("named", temporary, path))
+        replace(temporary, path)
+
+    monkeypatch.setattr(
+        shards.os, "fsync", lambda file: calls.append(("on disk", os.readlink(f"/proc/self/fd/{file}")))
+    )
+    monkeypatch.setattr(shards.os, "replace", named)
+    shard = shards.Shard("x", "train", [Entry(key, None, 1, ()) for key in range(3)])
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work.reports").mkdir()
+    report = shards.ensure_shard(str(tmp_path / "work"), shard, lambda entry: (b"record", False), skip=False)
+    assert report.records == 3
+    assert [call[0] for call in calls] == ["on disk", "named"] * 2
+    assert [calls[i][1] for i in (0, 2)] == [calls[i][1] for i in (1, 3)]
+    assert [calls[i][2] for i in (1, 3)] == [f"{tmp_path}/work/x", f"{tmp_path}/work.reports/x.json"]

@@ -80,12 +80,15 @@ def zip64_bomb():
     return data[:place] + b"PK\x06\x07" + struct.pack("<LQL", 0, 1 << 62, 1) + data[place:]
 
 
-def many_members():
-    data = end(zipped(GOOD), 10, "<H", 0)
+def wide_end(signature=b"PK\x06\x06", length=44, disk=0, disks=1, here=None, count=None):
+    """A zip whose directory has the end of 64 bits, as writers make it from 65,536 members on."""
+    data = zipped(GOOD)
     place = data.rindex(b"PK\x05\x06")
-    start = struct.unpack_from("<L", data, place + 16)[0]
-    wide = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 0, 45, 0, 0, 1 << 40, 1 << 40, place - start, start)
-    return data[:place] + wide + b"PK\x06\x07" + struct.pack("<LQL", 0, place, 1) + data[place:]
+    there, size, start = struct.unpack_from("<H2L", data, place + 10)
+    here, count = (there if given is None else given for given in (here, count))
+    wide = struct.pack("<4sQ2H2L4Q", signature, length, 45, 45, disk, 0, here, count, size, start)
+    locator = b"PK\x06\x07" + struct.pack("<LQL", 0, place, disks)
+    return data[:place] + wide + locator + end(end(data, 8, "<H", 0xFFFF), 10, "<H", 0xFFFF)[place:]
 
 
 def tar():
@@ -283,7 +286,12 @@ HOSTILE = {
     "a zip joined to another": (zipped(GOOD) + zipped(call("os.system", TOUCH)), "not where the file says"),
     "bytes behind the end": (zipped(GOOD) + b"x", "contradicts the file"),
     "a 64-bit directory outside": (zip64_bomb(), "outside of the file"),
-    "a million million members": (many_members(), "contradicts|members, more than"),
+    "a million million members": (wide_end(here=1 << 40, count=1 << 40), "1099511627776 members, more than"),
+    "a 64-bit end of another signature": (wide_end(signature=b"PK\x06\x08"), "64-bit end of its zip directory contra"),
+    "a 64-bit end of another length": (wide_end(length=43), "64-bit end of its zip directory contradicts"),
+    "a 64-bit end of another disk": (wide_end(disk=1), "64-bit end of its zip directory contradicts"),
+    "a 64-bit end of two disks": (wide_end(disks=2), "64-bit end of its zip directory contradicts"),
+    "64-bit counts that contradict": (wide_end(here=3), "64-bit end of its zip directory contradicts"),
     "an empty zip": (b"PK\x05\x06" + bytes(18), "0 members data.pkl"),
     "a zip of other things": (zipped(GOOD, folder="a/b/"), "0 members data.pkl"),
     "a program of TorchScript": (zipped(GOOD, {"constants.pkl": b"", "code/x.py": b""}), "a TorchScript program"),

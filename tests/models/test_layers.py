@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.models import layers, norms, shortcuts
+from resnet_jax.models import attention, layers, norms, shortcuts
 
 
 def apply(module, x, **variables):
@@ -179,3 +179,40 @@ def test_the_mean_of_a_d_shortcut_is_right_for_many_images_of_few_pixels(size):
     np.testing.assert_allclose(
         layers.avg_pool2x2_ceil(jnp.asarray(x), 2), np.moveaxis(np.array(expected), 2, 0), rtol=1e-5, atol=1e-6
     )
+
+
+def test_the_variance_of_float16_is_taken_in_two_passes():
+    """It has 11 bits where bfloat16 has 8: at a mean of 1000 deviations of 1 are still told from each other."""
+    x = jnp.asarray(1000 + 2 * np.random.default_rng(0).standard_normal((32, 16, 16, 4)), jnp.float16)
+    layer = norms.bind_norm("batch", train=True, axis_name=None, dtype=jnp.float16)()
+    variables = layer.init(jax.random.key(0), x)
+    _, updates = jax.jit(functools.partial(layer.apply, mutable=["batch_stats"]))(variables, x)
+    found = (np.asarray(updates["batch_stats"]["var"], np.float64) - 0.9) / 0.1
+    np.testing.assert_allclose(found, np.asarray(x, np.float64).var((0, 1, 2)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_blur_is_a_binomial_filter_of_the_reflected_map(stride):
+    x = np.random.default_rng(0).standard_normal((2, 4, 5, 3)).astype(np.float32)
+    padded = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="reflect")
+    weights = np.outer([1, 2, 1], [1, 2, 1])[:, :, None] / 16
+    expected = [
+        [(weights * padded[:, i : i + 3, j : j + 3]).sum((1, 2)) for j in range(0, 5, stride)]
+        for i in range(0, 4, stride)
+    ]
+    found = layers.blur_pool(jnp.asarray(x), stride)
+    np.testing.assert_allclose(found, np.moveaxis(np.array(expected), 2, 0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("features", "reduced"), [(32, 8), (176, 8), (192, 16), (304, 16), (320, 24), (2048, 128)])
+def test_squeeze_and_excitation_reduces_to_a_multiple_of_8(features, reduced):
+    """A sixteenth, to the nearest multiple; between two it is the larger, as timm's `make_divisible` has it."""
+    module = attention.SqueezeExcite(features)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 2, 2, features), jnp.float32))
+    assert shapes["params"]["fc1"]["kernel"].shape == (1, 1, features, reduced)
+    assert shapes["params"]["fc2"]["kernel"].shape == (1, 1, reduced, features)
+
+
+def test_the_stems_pool_looks_at_windows_around_every_second_pixel():
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    assert layers.max_pool3x3(x)[0, :, :, 0].tolist() == [[5, 7], [13, 15]]

@@ -214,6 +214,11 @@ def test_curves_are_a_picture(tmp_path):
     write(tmp_path, range(1, 9))
     plots.leave_curves(str(tmp_path))
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+def test_a_test_record_as_a_line():
+    assert reporting.accuracy_line(record(8, "test")) == "test accuracy 50.00 % (5/10)"
 
 
 def events(folder):
@@ -258,7 +263,7 @@ def test_tensorboard_shows_every_number_once_after_a_kill(place, tmp_path):
     found = shown(tmp_path)
     assert found["train/loss"] == pytest.approx({1: 9.0, 2: 9.0, 3: 1 / 3, 4: 0.25, 5: 0.2})
     assert found["test/accuracy"] == {5: 0.5}
-    assert all(event.file_version == "brain.Event:2" for event in list(events(tmp_path))[:1])
+    assert next(events(tmp_path)).file_version == "brain.Event:2"
 
 
 def test_without_tensorboardx_a_line_says_so(tmp_path, monkeypatch, caplog):
@@ -274,3 +279,12 @@ def test_a_line_that_is_no_record_is_named(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n' + line + "\n")
     with pytest.raises(ValueError, match=r"metrics.jsonl, line 2, is no record of a run .*remove that line"):
         history.read_metrics(str(tmp_path))
+
+
+def test_on_a_disk_a_record_is_there_as_soon_as_it_is_made(tmp_path):
+    """And so survives a kill at any moment after."""
+    log = history.Records(str(tmp_path), first_step=0)
+    for step in (1, 2):
+        log.append(record(step))
+        assert read(tmp_path) == list(range(1, step + 1))
+    log.close()

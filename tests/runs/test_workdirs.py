@@ -1,5 +1,6 @@
 """A run directory that says what it is: config.json, and run.json with every start."""
 
+import contextlib
 import errno
 import json
 import pathlib
@@ -11,9 +12,10 @@ import ml_collections
 import pytest
 from etils import epath
 
+from configs import default
+from paths import ROOT
 from resnet_jax.runs import storage, workdirs
 from resnet_jax.version import __version__
-from paths import ROOT
 
 CONFIG = ml_collections.ConfigDict({"seed": 0, "data": {"path": "", "flip": True}})
 
@@ -171,9 +173,9 @@ def git(folder, *arguments):
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_commit_and_changes_are_those_of_the_checkout_the_code_runs_from(tmp_path, monkeypatch):
     package = tmp_path / "site-packages" / "resnet_jax"
-    module = package / "training" / "workdirs.py"
+    module = package / "runs" / "workdirs.py"
     module.parent.mkdir(parents=True)
-    shutil.copy(ROOT / "resnet_jax" / "training" / "workdirs.py", module)
+    shutil.copy(ROOT / "resnet_jax" / "runs" / "workdirs.py", module)
     monkeypatch.setattr(workdirs, "__file__", str(module))
     assert workdirs._git() == {}  # no checkout
     git(tmp_path, "init", "-q")
@@ -188,3 +190,22 @@ def test_commit_and_changes_are_those_of_the_checkout_the_code_runs_from(tmp_pat
     assert workdirs._git()["dirty"] is True
     monkeypatch.setenv("PATH", "")
     assert workdirs._git() == {}
+
+
+# Where, how fast and how often: whatever they are, a run comes to the same numbers.
+FREE = {
+    *("parallel", "log_every_steps", "eval_every_epochs", "checkpoint_every_epochs", "checkpoint_every_steps"),
+    *("keep_checkpoints", "keep_best", "tensorboard", "profile_steps", "compilation_cache_dir"),
+    *("data.path", "data.data_dir", "data.num_threads", "data.num_workers"),
+}
+
+
+def test_every_key_that_decides_a_number_must_be_that_of_the_run(tmp_path):
+    config = default.get_config()
+    workdirs.claim(str(tmp_path), config)
+    there = workdirs._flat(workdirs.load_config(str(tmp_path)))
+    assert there.keys() >= FREE
+    for key in there:
+        changed = {**there, key: "another"}
+        with contextlib.nullcontext() if key in FREE else pytest.raises(ValueError, match=f"config.{key}: .* there, "):
+            workdirs._check_same(str(tmp_path), there, changed)

@@ -18,7 +18,7 @@ from resnet_jax.step.parallel import AXIS, parallelize
 from resnet_jax.step.parts import Parts, depths, merge, resolve, split
 from resnet_jax.step.step import create_train_state, eval_step, train_step
 from resnet_jax.training import checkpoint, config_file, experiment, loop, recipe
-from tiny import tiny_config
+from tiny import TWO_STAGES, tiny_config
 
 PROBE = (("", 0.0), ("fc", 1.0))
 TRUNK = (("conv1", 0.0), ("bn1", 0.0), ("layer1", 0.0), ("layer2", 0.5), ("fc", 3.0))
@@ -163,7 +163,7 @@ REFUSED = [
 
 
 def configured(**changes):
-    config = tiny_config()
+    config = tiny_config(TWO_STAGES)
     if "freeze_norm" in changes:
         config.model.kwargs.freeze_norm = changes.pop("freeze_norm")
     config.update_from_flattened_dict(changes)

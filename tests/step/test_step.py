@@ -11,7 +11,7 @@ import pytest
 import resnet_jax
 from batches import NUMBERS, make_batch
 from resnet_jax.step import metrics
-from resnet_jax.step.step import create_train_state, cross_entropy, eval_step, normalize, train_step
+from resnet_jax.step.step import TrainState, create_train_state, cross_entropy, eval_step, normalize, train_step
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +95,67 @@ def test_a_net_without_statistics_trains():
     state, _ = jax.jit(functools.partial(train_step, **NUMBERS))(state, make_batch(4))
     assert set(state.variables) == {"params"}
     assert eval_step(state, make_batch(4), **NUMBERS)["count"] == 4
+
+
+def test_dropout_differs_from_device_to_device_and_mixing_does_not():
+    """The net is a stand-in that gives the random numbers of its dropout as logits, the mix the number of its draw."""
+    shape = (2, 5)
+
+    def apply(variables, images, *, train, mutable, rngs):
+        drawn.append(jax.random.uniform(rngs["dropout"]))
+        return variables["params"]["w"] * images.sum((1, 2))[:, :1] * jnp.ones(shape), {}
+
+    def draw_mix(key, size):
+        mixed.append(jax.random.uniform(key))
+        return jnp.ones(size), jnp.ones(())
+
+    drawn, mixed = [], []
+    state = TrainState.create(apply_fn=apply, params={"w": jnp.ones(())}, tx=optax.sgd(0.1), batch_stats={})
+    batch = jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), make_batch(4))
+
+    def numbers(part):
+        del drawn[:], mixed[:]
+        train_step(state, part, draw_mix=draw_mix, axis_name="batch", **NUMBERS)
+        return drawn[0], mixed[0]
+
+    dropped, share = jax.vmap(numbers, axis_name="batch", out_axes=0)(batch)
+    assert dropped[0] != dropped[1]
+    assert share[0] == share[1]
+
+
+def test_where_there_is_an_average_it_is_evaluated(state):
+    evaluate = jax.jit(functools.partial(eval_step, **NUMBERS))
+    other = jax.tree.map(lambda x: 1.5 * x, state.variables)
+    averaged = evaluate(state.replace(ema=other), make_batch(4))
+    alone = evaluate(state.replace(params=other["params"], batch_stats=other["batch_stats"]), make_batch(4))
+    assert averaged == alone != evaluate(state, make_batch(4))
+
+
+def test_the_gradient_is_that_of_the_mean_over_what_counts():
+    """Of a net of one weight, times an image's brightness, and a loss that is its output."""
+
+    def apply(variables, images, **_):
+        return variables["params"]["w"] * images[:, 0, 0, :1] * jnp.ones((1, 5)), {}
+
+    state = TrainState.create(apply_fn=apply, params={"w": jnp.ones(())}, tx=optax.sgd(1.0), batch_stats={})
+    batch = make_batch(4) | {"mask": np.array([1, 1, 0, 1], np.float32)}
+    batch["image"] = np.broadcast_to(np.uint8([51, 102, 153, 204])[:, None, None, None], batch["image"].shape)
+    numbers = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    new, sums = train_step(state, batch, loss=lambda logits, targets: logits[:, 0], **numbers)
+    assert float(new.params["w"]) == pytest.approx(1 - (0.2 + 0.4 + 0.8) / 3)
+    assert float(sums["grad_norm"]) == pytest.approx((0.2 + 0.4 + 0.8) / 3)
+
+
+def test_part_j_of_a_batch_has_the_rows_from_j_on_in_steps_of_the_number_of_parts():
+    """The net's running statistics are what it has seen last: the second of two parts."""
+
+    def apply(variables, images, **_):
+        brightness = images[:, 0, 0, :1]
+        return variables["params"]["w"] * brightness * jnp.ones((1, 5)), {"batch_stats": {"seen": brightness[:, 0]}}
+
+    stats = {"seen": jnp.zeros(2)}
+    state = TrainState.create(apply_fn=apply, params={"w": jnp.ones(())}, tx=optax.sgd(1.0), batch_stats=stats)
+    image = np.broadcast_to(np.uint8([51, 102, 153, 204])[:, None, None, None], (4, 8, 8, 3))
+    numbers = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    new, _ = train_step(state, make_batch(4) | {"image": image}, accumulate=2, **numbers)
+    assert new.batch_stats["seen"].tolist() == pytest.approx([0.4, 0.8])

@@ -20,9 +20,10 @@ torch = pytest.importorskip("torch")
 verify = pytest.importorskip("resnet_jax.proof.verify")
 
 NAMES = [
-    "cifar_resnet20",
+    "test_resnet",
     pytest.param("resnet18", marks=pytest.mark.slow),
-    pytest.param("resnet50", marks=pytest.mark.slow),
+    pytest.param("cifar_resnet20", marks=pytest.mark.parity),
+    pytest.param("resnet50", marks=pytest.mark.parity),
 ]
 
 

@@ -148,7 +148,7 @@ def test_a_run_killed_at_its_worst_moments_ends_with_the_bits_of_one_on_a_disk(s
     assert found["reported"] == 0
     assert store.read("bucket", "runs/one/report.html").startswith(b"<!doctype html>")
     assert found["not to a bucket"] != 0
-    assert (tmp_path / "net.safetensors").stat().st_size > 10_000
+    assert (tmp_path / "net.safetensors").stat().st_size > 5_000
     assert "config.seed: 0 there, 1 now" in found["refused"]
     assert [entry["first_step"] for entry in found["starts"]] == [0, 0, 8, 16]
     assert store.read("bucket", "runs/one/curves.png").startswith(b"\x89PNG")

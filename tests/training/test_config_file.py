@@ -72,3 +72,10 @@ def test_what_is_no_config_is_refused_with_its_name(tmp_path, text, overrides, m
     with pytest.raises(ValueError, match=message) as refusal:
         config_file.load(str(path), overrides)
     assert overrides or "refused.py" in str(refusal.value)
+
+
+def test_a_config_does_not_see_the_names_of_the_one_before(tmp_path):
+    assert config_file.load(mine(tmp_path)).batch_size == 7
+    (tmp_path / "other.py").write_text("x = 1")
+    with pytest.raises(ValueError, match="get_config"):
+        config_file.load(str(tmp_path / "other.py"))

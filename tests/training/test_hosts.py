@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import itertools
+import os
+import signal
 import textwrap
 import threading
 import time
@@ -12,9 +14,11 @@ import pytest
 from PIL import Image
 
 import launching
-from resnet_jax.runs import history, workdirs
-from resnet_jax.training import hosts
+from resnet_jax.runs import history, reporting, workdirs
+from resnet_jax.step import parallel
+from resnet_jax.training import config_file, experiment, hosts, loop
 from resnet_jax.weights.files import orbax_folder
+from tiny import narrow, tiny_config
 
 TRAIN_IMAGES, TEST_IMAGES = 50, 37
 
@@ -34,7 +38,7 @@ def photographs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(photographs, tmp_path_factory):
-    """The ImageNet config, shrunk, in float64: 21 steps of 16 images with its augmentation."""
+    """The ImageNet config, shrunk, in float64: 9 steps of 16 images with its augmentation."""
     path = tmp_path_factory.mktemp("config") / "shrunk.py"
     path.write_text(
         textwrap.dedent(f"""
@@ -42,11 +46,11 @@ def config(photographs, tmp_path_factory):
 
         def get_config():
             config = imagenet_resnet50.get_config()
-            config.batch_size, config.num_epochs, config.schedule.warmup_epochs = 16, 7.0, 1.0
-            config.schedule.boundaries = (3.0, 5.0)
+            config.batch_size, config.num_epochs, config.schedule.warmup_epochs = 16, 3.0, 1.0
+            config.schedule.boundaries = (2.0,)
             config.optimizer.learning_rate = 0.05
             config.batch_norm_devices = 0
-            config.model.kwargs.update({{"stage_sizes": (1, 1), "stage_features": (8, 16), "stem_features": 8}})
+            config.model.kwargs.update({{"stage_sizes": (1,), "stage_features": (8,), "stem_features": 8}})
             config.model.kwargs.dtype = config.model.kwargs.param_dtype = "float64"
             config.data.name, config.data.path = "folder", {str(photographs)!r}
             config.data.image_size, config.data.eval_resize = 24, 28
@@ -62,42 +66,69 @@ def largest_difference(left, right):
     return max(jax.tree.leaves(differences))
 
 
+LAYOUTS = {"one": (1, "auto"), "four": (4, "auto"), "four, jit": (4, "jit")}  # devices, and `config.parallel`
+
+
 @pytest.mark.slow
-def test_one_device_four_devices_and_two_hosts_train_the_same_net(config, tmp_path):
-    layouts = {
-        "one": {},
-        "four": {"devices": 4},
-        "four, jit": {"devices": 4},
-        "hosts": {"devices": 2, "processes": 2},
-    }
-    for name, layout in layouts.items():
-        flags = ["--config.parallel=jit"] if "jit" in name else []
-        launching.run(config, tmp_path / name, *flags, JAX_ENABLE_X64="1", **layout)
+@pytest.mark.parametrize(
+    "alone", [("one", "four"), pytest.param(tuple(LAYOUTS), marks=pytest.mark.soak)], ids=["mapped", "all"]
+)
+def test_one_device_four_devices_and_two_hosts_train_the_same_net(config, tmp_path, monkeypatch, x64, alone):
+    """Hosts run under `jit`, the first two layouts under `pmap`."""
+    for name in alone:
+        count, mode = LAYOUTS[name]
+        with monkeypatch.context() as patch:
+            narrow(patch, count)
+            loop.train(config_file.load(str(config), [f"--config.parallel={mode}"]), str(tmp_path / name))
+    launching.run(config, tmp_path / "hosts", devices=2, processes=2, JAX_ENABLE_X64="1")
+    layouts = (*alone, "hosts")
     variables = {name: orbax_folder.load_variables(str(tmp_path / name)) for name in layouts}
     assert jax.tree.leaves(variables["one"])[0].dtype == np.float64
     records = {name: history.test_records(history.read_metrics(str(tmp_path / name))) for name in layouts}
     for name in layouts:
         assert largest_difference(variables["one"], variables[name]) < 1e-9, name
-        assert [record["count"] for record in records[name]] == [TEST_IMAGES] * 7
+        assert [record["count"] for record in records[name]] == [TEST_IMAGES] * 3
         assert [record["correct"] for record in records[name]] == [record["correct"] for record in records["one"]]
     (entry,) = workdirs.load_starts(str(tmp_path / "hosts"))
     assert entry["processes"]["devices_of_each"] == [2, 2]
 
 
 def small(folder, *lines):
-    """A config of three minutes' worth of quick steps on made-up images of 8 pixels."""
+    """A config of 16 quick steps on made-up images of 8 pixels; each a while later where SLOW says so, in seconds."""
     path = folder / "small.py"
     path.write_text(
-        "from configs import default\n"
+        f"{LATE}\n"
         "def get_config():\n"
+        "    make_late()\n"
         "    config = default.get_config()\n"
         "    config.batch_size, config.num_epochs, config.log_every_steps = 8, 2.0, 1\n"
-        "    config.model.kwargs.update({'stage_sizes': (1, 1), 'stage_features': (8, 16), 'stem_features': 8})\n"
+        "    config.model.kwargs.update({'stage_sizes': (1,), 'stage_features': (8,), 'stem_features': 8})\n"
         "    config.data.name, config.data.num_examples, config.data.num_threads = 'synthetic', 64, 1\n"
-        "    config.data.mean = config.data.std = (0.5, 0.5, 0.5)\n" + "".join(f"    {line}\n" for line in lines) + ""
-        "    return config\n"
+        "    config.data.mean = config.data.std = (0.5, 0.5, 0.5)\n"
+        + "".join(f"    {line}\n" for line in lines)
+        + "    return config\n"
     )
     return path
+
+
+LATE = """
+import os, time
+from configs import default
+
+def make_late():
+    late, slow = (float(os.environ.get(name, "0")) for name in ("LATE", "SLOW"))
+    if not late + slow:
+        return
+    from resnet_jax.training import experiment
+
+    def slowly(*args, original=experiment.train_batches):
+        time.sleep(late)
+        for batch in original(*args):
+            yield batch
+            time.sleep(slow)
+
+    experiment.train_batches = slowly
+"""
 
 
 def wait_for(condition, processes, seconds=120):
@@ -112,34 +143,48 @@ def steps_of(workdir):
     return len(history.read_metrics(str(workdir)))
 
 
+LONG = (
+    "config.batch_norm_devices, config.num_epochs = 0, 30.0",
+    "config.eval_every_epochs = config.checkpoint_every_epochs = 10.0",
+)
+
+
 @pytest.mark.slow
-def test_sigterm_to_one_host_saves_on_all_and_any_number_of_hosts_goes_on(tmp_path):
+def test_sigterm_to_one_host_saves_on_all_and_any_number_of_hosts_goes_on(tmp_path, monkeypatch):
     """One host is told to make way, two go on and are told, one finishes. The news takes a while to go round."""
-    rarely = "config.eval_every_epochs = config.checkpoint_every_epochs = 20.0"
-    config = small(tmp_path, "config.batch_norm_devices = 0", "config.num_epochs = 100.0", rarely)
-    for processes, devices in ((1, 2), (2, 1)):
-        before = steps_of(tmp_path / "run")
-        running = launching.start(config, tmp_path / "run", processes=processes, devices=devices)
-        wait_for(lambda before=before: steps_of(tmp_path / "run") > before + 5, running)
-        running[-1].terminate()
-        outputs = launching.finish(running)
-        assert [process.returncode for process in running] == [75] * processes, outputs
-        assert "told to stop (SIGTERM): saved step" in outputs[0]
-    output = launching.run(config, tmp_path / "run", devices=2)
-    assert "restored the checkpoint of step" in output
-    starts = workdirs.load_starts(str(tmp_path / "run"))
+    path, workdir = small(tmp_path, *LONG), str(tmp_path / "run")
+    config, train = config_file.load(str(path)), reporting.Reporter.train
+
+    def told(self, step, numbers):
+        train(self, step, numbers)
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    narrow(monkeypatch, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(reporting.Reporter, "train", told)
+        with pytest.raises(loop.Preempted, match="saved step 7 of 240"):
+            loop.train(config, workdir)
+    running = launching.start(path, workdir, processes=2, SLOW="0.3")
+    wait_for(lambda: steps_of(workdir) > 10, running)
+    running[-1].terminate()
+    outputs = launching.finish(running)
+    assert [process.returncode for process in running] == [75] * 2, outputs
+    assert "told to stop (SIGTERM): saved step" in outputs[0]
+    loop.train(config, workdir)
+    starts = workdirs.load_starts(workdir)
     assert [entry["processes"]["count"] for entry in starts] == [1, 2, 1]
-    assert 0 < starts[1]["first_step"] < starts[2]["first_step"] < 800
-    records = history.read_metrics(str(tmp_path / "run"))
-    assert [record["step"] for record in history.test_records(records)] == [160, 320, 480, 640, 800]
-    assert [record["step"] for record in records if record["split"] == "train"] == list(range(1, 801))
+    assert 7 == starts[1]["first_step"] < starts[2]["first_step"] < 240
+    records = history.read_metrics(workdir)
+    assert [record["step"] for record in history.test_records(records)] == [80, 160, 240]
+    assert [record["step"] for record in records if record["split"] == "train"] == list(range(1, 241))
 
 
 @pytest.mark.slow
 def test_when_a_host_is_lost_the_others_stop_within_the_stated_time(tmp_path):
-    config = small(tmp_path, "config.num_epochs = 2000.0", "config.checkpoint_every_steps = 20")
-    running = launching.start(config, tmp_path / "run", "--heartbeat=10", processes=2)
-    wait_for(lambda: steps_of(tmp_path / "run") > 25, running)
+    config = small(tmp_path, *LONG, "config.checkpoint_every_steps = 4")
+    running = launching.start(config, tmp_path / "run", "--heartbeat=10", processes=2, SLOW="0.3")
+    wait_for(lambda: steps_of(tmp_path / "run") > 6, running)
     running[1].kill()
     lost = time.monotonic()
     launching.finish(running, timeout=60)
@@ -225,11 +270,24 @@ def test_a_host_that_does_not_come_is_missed(agree_on, monkeypatch):
         assert "has not come to this point within 0.05 s" in str(error)
 
 
+def test_connections_are_made_before_the_first_step(monkeypatch):
+    """Between all devices, and within the groups that share batch norm; what is computed with them is thrown away."""
+    made = []
+    monkeypatch.setattr(loop, "connect", lambda groups: made.append(groups) or parallel.connect(groups))
+    monkeypatch.setattr(hosts, "agree", lambda facts, remedy: None)
+    run = experiment.build(tiny_config(batch_norm_devices=2, parallel="jit"))
+    loop.check_hosts(run)
+    assert made == []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    loop.check_hosts(run)
+    assert made == [((0, 1), (2, 3))]
+
+
 @pytest.mark.slow
+@pytest.mark.soak
 def test_hosts_wait_for_one_that_is_half_a_minute_later(tmp_path):
     """Right before the first step; gloo, left alone, gives up after 30 s."""
-    config, running = small(tmp_path, "make_late()"), []
-    config.write_text(LATE + config.read_text())
+    config, running = small(tmp_path), []
     address = f"--coordinator=127.0.0.1:{launching.free_port()}"
     for index, seconds in enumerate(("0", "33")):
         own = [address, "--num_processes=2", f"--process_id={index}"]
@@ -238,24 +296,7 @@ def test_hosts_wait_for_one_that_is_half_a_minute_later(tmp_path):
     assert [process.returncode for process in running] == [0, 0], "\n".join(outputs)
 
 
-LATE = """
-import os, time
-
-def make_late():
-    from resnet_jax.training import experiment
-
-    def late(*args, original=experiment.train_batches):
-        time.sleep(float(os.environ["LATE"]))
-        return original(*args)
-
-    experiment.train_batches = late
-
-"""
-
-
 def test_pmap_on_several_hosts_is_refused_in_one_sentence(monkeypatch):
-    from resnet_jax.step import parallel
-
     class Device:
         def __init__(self, index):
             self.id, self.process_index, self.platform = index, index // 2, "tpu"
@@ -300,6 +341,7 @@ def test_a_process_alone_is_alone(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_under_slurm_nothing_need_be_said(tmp_path):
     """The variables that srun sets for two tasks on one node; JAX reads them."""
     config, running = small(tmp_path), []

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from drawing import drawn
 from resnet_jax.models import variants
 from resnet_jax.plan import dry_run
 from resnet_jax.runs import workdirs
@@ -14,12 +15,17 @@ from resnet_jax.weights import convert
 from resnet_jax.weights.errors import ConversionError
 from resnet_jax.weights.files import formats, orbax_folder
 from resnet_jax.weights.published import download
-from tiny import TINY, equal, tiny_config
+from tiny import TWO_STAGES, equal, tiny_config
+
+
+def two_stages(**changes):
+    """The tiny config with a net of two stages."""
+    return tiny_config(**{f"model.kwargs.{field}": value for field, value in TWO_STAGES.items()}, **changes)
 
 
 def trained(num_classes=10, channels=3, seed=1):
-    """Variables of the net of `tiny_config` as no initialiser makes them."""
-    model = variants.create_model("cifar_resnet20", num_classes=num_classes, **TINY)
+    """Variables of the net of `two_stages` as no initialiser makes them."""
+    model = variants.create_model("cifar_resnet20", num_classes=num_classes, **TWO_STAGES)
     images = jax.ShapeDtypeStruct((1, 8, 8, channels), np.float32)
     shapes = jax.eval_shape(model.clone(train=False).init, jax.random.key(0), images)
     rng = np.random.default_rng(seed)
@@ -32,8 +38,8 @@ def saved(path, **of):
 
 
 def start(source, stage_features=(8, 16), stage_sizes=(1, 1), stem="cifar", **options):
-    """What a net of ten classes, like that of `tiny_config`, starts from."""
-    net = TINY | {"stage_features": stage_features, "stage_sizes": stage_sizes, "stem": stem}
+    """What a net of ten classes, like that of `two_stages`, starts from."""
+    net = TWO_STAGES | {"stage_features": stage_features, "stage_sizes": stage_sizes, "stem": stem}
     model = variants.create_model("cifar_resnet20", num_classes=10, **net)
     return initial.load(str(source), model, **{"channels": 3} | options)
 
@@ -41,16 +47,16 @@ def start(source, stage_features=(8, 16), stage_sizes=(1, 1), stem="cifar", **op
 @pytest.fixture(scope="module")
 def scratch():
     """What a run without `init_from` starts from."""
-    return jax.tree.map(np.asarray, experiment.build(tiny_config()).create_state().variables)
+    return jax.tree.map(np.asarray, experiment.build(two_stages()).create_state().variables)
 
 
 def test_the_keys_of_the_config_reach_it(tmp_path, scratch):
     source = saved(tmp_path / "grey", num_classes=7, channels=1)
     keys = {"init_from": source, "init_anew": ("fc",), "init_fit_channels": True, "init_ema": False}
-    found = experiment.build(tiny_config(**keys)).create_state()
+    found = experiment.build(two_stages(**keys)).create_state()
     assert equal(found.params["fc"], scratch["params"]["fc"])
     assert equal(found.variables, start(source, anew=("fc",), fit_channels=True, ema=False))
-    other = experiment.build(tiny_config(**keys, seed=3)).create_state()
+    other = experiment.build(two_stages(**keys, seed=3)).create_state()
     assert not equal(other.params["fc"], scratch["params"]["fc"])
 
 
@@ -168,8 +174,7 @@ def test_variables_without_a_model_are_those_with_it(name, fields):
     shapes = jax.eval_shape(
         lambda: model.clone(train=False).init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
     )
-    rng = np.random.default_rng(0)
-    expected = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(x.dtype), shapes)
+    expected = drawn(shapes)
     assert equal(convert.without_model(convert.to_torch(model, expected)), expected)
     with pytest.raises(ConversionError, match=r"conv1.gain, with 1 axes, is no tensor of a ResNet; theirs end in weig"):
         convert.without_model(convert.to_torch(model, expected) | {"conv1.gain": np.ones(3)})
@@ -180,7 +185,7 @@ def test_weights_that_are_refused_do_not_bind_the_workdir(tmp_path):
     source = saved(tmp_path / "old", num_classes=7)
     for bad in (source, str(tmp_path / "missing.pth")):
         with pytest.raises((ValueError, OSError)):
-            loop.train(tiny_config(init_from=bad), str(tmp_path / "run"))
+            loop.train(two_stages(init_from=bad), str(tmp_path / "run"))
         assert not (tmp_path / "run" / workdirs.CONFIG).exists()
     with pytest.raises(ValueError, match="fc"):
-        dry_run.dry_run(tiny_config(init_from=source))
+        dry_run.dry_run(two_stages(init_from=source))

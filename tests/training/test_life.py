@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import types
 
 import jax
 import numpy as np
@@ -303,3 +304,9 @@ def test_steps_are_traced(tmp_path):
     traces = list((tmp_path / "profile").rglob("*.xplane.pb"))
     assert len(traces) == 1
     assert np.frombuffer(traces[0].read_bytes(), np.uint8).size > 1000
+
+
+def test_of_equally_good_checkpoints_the_older_stays():
+    infos = [types.SimpleNamespace(step=step) for step in (1, 2, 3)]
+    keep = checkpoint.Keep(latest=1, best=1, scores={1: 0.9, 2: 0.9, 3: 0.1})
+    assert keep.should_preserve(infos, context=None) == [True, False, True]

@@ -1,6 +1,7 @@
 """A run as its user meets it: trains, resumes exactly, stops loudly, refuses what contradicts."""
 
 import json
+import logging
 import os
 import pathlib
 import signal
@@ -12,12 +13,13 @@ import jax
 import numpy as np
 import pytest
 
+import launching
 from paths import ROOT
 from resnet_jax.data import pipeline, transforms
-from resnet_jax.runs import history, plots, reporting, workdirs
-from resnet_jax.training import checkpoint, experiment, loop, window
+from resnet_jax.runs import history, reporting, workdirs
+from resnet_jax.training import checkpoint, config_file, experiment, loop, window
 from resnet_jax.weights.files import orbax_folder
-from tiny import TINY, equal, final_state, tiny_config
+from tiny import HELPERS, equal, final_state, narrow, tiny_config, tiny_file
 
 
 @pytest.fixture(scope="module")
@@ -85,46 +87,38 @@ def test_a_stopped_run_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["pmap", "jit"])
-def test_sigkill_at_any_step_then_restart_ends_with_the_same_bits(tmp_path, parallel):
-    config = tmp_path / "config.py"
-    config.write_text(
-        "from configs import default\n"
-        "def get_config():\n"
-        "    config = default.get_config()\n"
-        "    config.batch_size, config.num_epochs, config.log_every_steps = 16, 1.0, 1\n"
-        f"    config.model.kwargs.update({TINY!r})\n"
-        "    config.schedule.warmup_epochs = 0.0\n"
-        f"    config.parallel, config.checkpoint_every_steps = {parallel!r}, 7\n"
-        f"    config.data.data_dir = {str(ROOT / '.cache' / 'tfds')!r}\n"
-        "    return config\n"
-    )
-
-    def start(workdir):
-        command = [sys.executable, str(ROOT / "train.py"), f"--config={config}", f"--workdir={workdir}"]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+@pytest.mark.parametrize(
+    ("parallel", "killed_at"),  # of 40 steps
+    [
+        ("pmap", (5, 20)),  # before there is a checkpoint, and after some
+        pytest.param("pmap", (5, 16, 30), marks=pytest.mark.soak),
+        pytest.param("jit", (5, 16, 30), marks=pytest.mark.soak),
+    ],
+)
+def test_sigkill_at_any_step_then_restart_ends_with_the_same_bits(tmp_path, caplog, parallel, killed_at):
+    config = tiny_file(
+        tmp_path / "config.py", parallel=parallel, num_epochs=5.0, eval_every_epochs=5.0, log_every_steps=1,
+        checkpoint_every_steps=7,
+    )  # fmt: skip
 
     def steps(workdir):
         return len(history.read_metrics(str(workdir)))
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    output, _ = (process := start(whole)).communicate()
-    assert process.returncode == 0, output
-    kills = 0
-    for step in (5, 23, 60):
-        process = start(killed)
+    loop.train(config_file.load(str(config)), str(whole))
+    for step in killed_at:
+        (process,) = launching.start(config, killed, devices=jax.device_count(), PYTHONPATH=HELPERS)
         while steps(killed) < step and process.poll() is None:
-            time.sleep(0.005)
+            time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
-    assert kills == 3
-    output, _ = (process := start(killed)).communicate()
-    assert process.returncode == 0, output
-    assert "restored the checkpoint of step" in output
+        output, _ = process.communicate()
+        assert process.returncode == -signal.SIGKILL, output
+    with caplog.at_level(logging.INFO, "resnet_jax"):
+        loop.train(config_file.load(str(config)), str(killed))
+    assert "restored the checkpoint of step" in caplog.text
     left, right = (orbax_folder.load_variables(str(path)) for path in (whole, killed))
     assert equal(left, right)
-    progress = [next((path / "checkpoints").glob("89/progress")) for path in (whole, killed)]
+    progress = [next((path / "checkpoints").glob("40/progress")) for path in (whole, killed)]
     assert equal(*(orbax_folder.load_tree(str(path)) for path in progress))
 
 
@@ -137,8 +131,7 @@ def test_a_checkpoint_of_four_devices_goes_on_with_one(finished, tmp_path, monke
         state = checkpoints.restore(run.abstract_state(), one)
     assert equal(state, final_state(finished[0], tiny_config()))
     assert len(state.params["conv1"]["kernel"].sharding.device_set) == 1
-    monkeypatch.setattr(jax, "devices", lambda *args, devices=jax.devices: devices(*args)[:1])
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    narrow(monkeypatch, 1)
     result = loop.evaluate(tiny_config(), str(finished[0]))
     assert result["correct"] == finished[1]["correct"]
 
@@ -170,8 +163,8 @@ def test_the_workdir_of_another_run_is_refused_and_untouched(finished):
 
 def test_a_checkpoint_of_another_model_is_refused(finished):
     config = tiny_config()
-    config.model.kwargs.stage_sizes = (1, 2)
-    with pytest.raises(checkpoint.CheckpointMismatch, match=r"missing from it: .*layer2.1.*(.|\n)*config.json"):
+    config.model.kwargs.stage_sizes = (2,)
+    with pytest.raises(checkpoint.CheckpointMismatch, match=r"missing from it: .*layer1.1.*(.|\n)*config.json"):
         loop.evaluate(config, str(finished[0]))
 
 
@@ -265,30 +258,43 @@ def test_the_augmentation_of_the_config_reaches_the_batches():
         np.testing.assert_array_equal(next(batches)["image"], next(expected)["image"])
 
 
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--config.batchsize=3"], "Did you mean"),
-        (["--config.batch_size=0"], "train.py: config.batch_size=0 must lie in 1..256"),
-        (["--mode=evaluate"], "should be one of"),
-        (["extra"], "flags are written --name=value"),
-        (["--hosts=one", "--coordinator=a:1"], "--hosts=one is alone"),
-    ],
-)
-def test_bad_flags_are_one_message(tmp_path, flags, said):
-    command = [
-        sys.executable,
-        "train.py",
-        "--config=configs/synthetic_resnet18.py",
-        f"--workdir={tmp_path}/run",
-        *flags,
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert said in done.stderr + done.stdout
+BAD_FLAGS = {
+    "--config.batchsize=3": "Did you mean",
+    "--config.batch_size=0": "train.py: config.batch_size=0 must lie in 1..256",
+    "--mode=evaluate": "should be one of",
+    "extra": "flags are written --name=value",
+    "--hosts=one --coordinator=a:1": "--hosts=one is alone",
+}
+# Each command in a fork of one interpreter: (exit code, what it printed) of each.
+ALL_AT_ONCE = """
+import json, os, runpy, sys, tempfile
+from absl import app, flags
+from ml_collections import config_flags
+
+ended = []
+for command in sys.argv[1:]:
+    with tempfile.TemporaryFile("w+") as said:
+        if not (child := os.fork()):
+            os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
+            sys.argv = command.split()
+            runpy.run_path("train.py", run_name="__main__")
+            sys.exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said.seek(0)
+        ended.append((code, said.read()))
+print(json.dumps(ended))
+"""
+
+
+def test_bad_flags_are_one_message(tmp_path):
+    command = f"train.py --config=configs/synthetic_resnet18.py --workdir={tmp_path}/run"
+    commands = [f"{command} {flags}" for flags in BAD_FLAGS]
+    done = subprocess.run([sys.executable, "-c", ALL_AT_ONCE, *commands], cwd=ROOT, capture_output=True, text=True)
+    for (code, said), expected in zip(json.loads(done.stdout), BAD_FLAGS.values(), strict=True):
+        assert code > 0
+        assert expected in said
+        assert not expected.startswith("train.py:") or "Traceback" not in said
     assert not pathlib.Path(tmp_path, "run", "config.json").exists()
-    if said.startswith("train.py:"):
-        assert "Traceback" not in done.stderr
 
 
 def test_metrics_lines_are_json(finished):
@@ -308,7 +314,7 @@ def test_unreadable_photographs_are_refused_by_name_or_counted(tmp_path, capsys)
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f"{index:02}.png")
         (folder / "broken.png").write_bytes(b"\x89PNG cut off")
-    photographs = {"data.name": "folder", "data.path": str(tmp_path / "data")}
+    photographs = {"data.name": "folder", "data.path": str(tmp_path / "data"), "model.num_classes": 10}
     with pytest.raises(Exception, match=r"broken.png.*on_error='skip'"):
         loop.train(tiny_config(**photographs), str(tmp_path / "refused"))
     result = loop.train(
@@ -317,13 +323,3 @@ def test_unreadable_photographs_are_refused_by_name_or_counted(tmp_path, capsys)
     assert result["count"] == 9
     records = history.read_metrics(str(tmp_path / "skipped"))
     assert sum(record.get("unreadable", 0) for record in records) == 2  # one in each of two epochs
-
-
-def test_curves_are_drawn_from_records(tmp_path):
-    records = [
-        {"step": 1, "epoch": 0.5, "split": "train", "loss": 2.0, "accuracy": 0.2, "learning_rate": 0.1},
-        {"step": 2, "epoch": 1.0, "split": "test", "loss": 1.0, "accuracy": 0.5, "correct": 5, "count": 10},
-    ]
-    plots.plot_curves(records, str(tmp_path / "curves.png"))
-    assert (tmp_path / "curves.png").stat().st_size > 5000
-    assert reporting.accuracy_line(records[1]) == "test accuracy 50.00 % (5/10)"

@@ -74,3 +74,11 @@ def test_mixing_of_one_class_is_refused():
 def test_what_is_refused_here_is_fine_without_the_change():
     experiment.build(tiny_config())
     recipe.check(ml_collections.ConfigDict(default.get_config()), rows=8)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1.0, 8), (0.5, 4), (2.3, 18)])
+def test_the_start_that_an_average_forgets_is_counted_in_steps(epochs, steps):
+    config = default.get_config()
+    config.ema.decay, config.ema.copy_epochs, config.ema.every_steps = 0.9, epochs, 3
+    average = recipe.step_options(config, steps_per_epoch=8)["update_average"]
+    assert average.keywords == {"decay": 0.9, "every": 3, "steps_per_epoch": 8, "copy_steps": steps}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
+from drawing import drawn
 from resnet_jax.weights.convert import ConversionError
 
 
@@ -15,8 +16,7 @@ def shapes_of(model, channels=3):
 
 
 def random_variables(model, channels=3):
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(x.dtype), shapes_of(model, channels))
+    return drawn(shapes_of(model, channels))
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +37,24 @@ def test_input_channels_follow_timms_rule(channels, pretrained):
     assert not diff.left_over
 
 
+def with_first_kernel(variables, kernel):
+    conv1 = variables["params"]["conv1"] | {"0": {"kernel": kernel}}
+    return variables | {"params": variables["params"] | {"conv1": conv1}}
+
+
 def test_a_grey_image_gives_what_it_gave_as_three_channels(pretrained):
     model = resnet_jax.create_model("test_resnet", train=False)
     grey = np.random.default_rng(1).standard_normal((2, 65, 97, 1)).astype(np.float32)
     apply = jax.jit(model.apply)
-    expected = apply(pretrained, np.repeat(grey, 3, axis=-1))
-    for channels in (1, 5, 6):
+    kernel = pretrained["params"]["conv1"]["0"]["kernel"]
+    # Of five, the first two of the three come twice, and all are scaled by 3 / 5.
+    for channels, shares in ((1, [1, 1, 1]), (5, [6 / 5, 6 / 5, 3 / 5]), (6, [1, 1, 1])):
+        scaled = kernel * np.array(shares, np.float32)[:, None]
+        expected = apply(with_first_kernel(pretrained, scaled), np.repeat(grey, 3, axis=-1))
+        assert np.isfinite(expected).all()
         variables, _ = resnet_jax.adapt(model, pretrained, in_channels=channels)
         found = apply(variables, np.repeat(grey, channels, axis=-1))
-        if channels != 5:  # repeated unevenly, channel by channel
-            np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * float(np.abs(expected).max()))
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * float(np.abs(expected).max()))
 
 
 def test_nothing_to_adapt_takes_everything_as_it_is(pretrained):
@@ -136,3 +144,10 @@ def test_the_example_in_the_docstring_runs():
     found = doctest.testmod(adapt)
     assert found.attempted
     assert not found.failed
+
+
+def test_what_is_initialised_has_the_dtype_of_the_models_parameters(pretrained):
+    model = resnet_jax.create_model("test_resnet", num_classes=7, param_dtype=jnp.bfloat16)
+    variables, _ = resnet_jax.adapt(model, pretrained, waive=["fc"])
+    assert {leaf.dtype for leaf in variables["params"]["fc"].values()} == {jnp.dtype(jnp.bfloat16)}
+    assert variables["params"]["bn1"]["scale"].dtype == np.float32  # as it was given

@@ -311,7 +311,7 @@ def test_two_processes_at_once_get_one_whole_file_and_show_progress(way, server,
     server.files = {"net.pth": LARGE}
     server.bytes_per_second = 15_000_000  # two seconds: both are there before the first is done
     call = f"from_hub({REPO!r}, {FILE!r})" if way == "hub" else f"from_url('{server.url}/net.pth')"
-    code = f"from resnet_jax.weights import download; print(download.{call})"
+    code = f"from resnet_jax.weights.published import download; print(download.{call})"
     settings = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "TQDM_POSITION": "-1"}
     start = {"cwd": ROOT, "env": os.environ | settings, "text": True, "stdout": subprocess.PIPE}
     runs = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, **start) for _ in range(2)]

@@ -43,7 +43,7 @@ def images_of(size, channels=3):
     return np.random.default_rng(1).standard_normal((2, *size, channels))
 
 
-def relative_difference(model, variables, images, **folded_from):
+def relative_difference(model, variables, images):
     """Largest difference of the folded net's logits, relative to the largest logit."""
     folded, folded_variables = fold_batch_norm(model, variables)
     assert "batch_stats" not in folded_variables

@@ -389,3 +389,13 @@ def test_a_safetensors_file_whose_length_begins_like_a_pickle_is_none(tmp_path):
             break
     assert (tmp_path / "x").read_bytes()[0] == 0x80
     np.testing.assert_array_equal(formats.load_state_dict(tmp_path / "x")["fc.bias"], weights["fc.bias"])
+
+
+def test_what_has_more_of_other_things_than_tensors_is_no_dictionary_of_tensors(tmp_path):
+    """An optimizer's state, say, with a tensor in it: the weights may be elsewhere."""
+    from handmade import mapping, number, tensor, zipped
+
+    for others in ({"step": number(3)}, {"rate": number(1), "step": number(3)}):
+        (tmp_path / "x").write_bytes(zipped(mapping(average=tensor(), **others)))
+        with pytest.raises(WeightFileError, match=r"keys \['average', .*'step'\], not a dictionary of tensors"):
+            load_state_dict(tmp_path / "x")

@@ -1,5 +1,7 @@
 """Files made to harm: one clear error for each, nothing run, nothing imported, no memory beyond the file's size."""
 
+import os
+import pickle
 import re
 import subprocess
 import sys
@@ -8,10 +10,13 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from handmade import DATA, legacy, mapping, safetensors, zipped
-from hostile_files import GOOD, HOSTILE
+from handmade import DATA, legacy, mapping, named, safetensors, storage, tensor, zipped
+from hostile_files import GOOD, HOSTILE, wide_end
 from paths import ROOT
+from resnet_jax.weights.files import opcodes
 from resnet_jax.weights.files.formats import WeightFileError, load_state_dict
+from resnet_jax.weights.files.pickles import Budget, Pickle
+from resnet_jax.weights.files.torch_names import find_global
 
 MOST = 64 << 20  # what reading may take beyond the size of the file
 
@@ -100,13 +105,18 @@ def test_a_file_cut_short_anywhere_is_refused(kind, tmp_path):
             load_state_dict(path)
 
 
-@pytest.mark.parametrize("kind", ["zip", "legacy"])
-def test_a_pipe_or_folder_under_the_name_is_refused(kind, tmp_path):
+def test_a_pipe_or_folder_under_the_name_is_refused(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(WeightFileError, match="the folder has neither"):
         load_state_dict(tmp_path / "folder")
-    with pytest.raises(WeightFileError, match="no such file"):
-        load_state_dict("/dev/null")
+    os.mkfifo(tmp_path / "pipe")
+    writer = os.open(tmp_path / "pipe", os.O_RDWR)  # without one, whoever opens it to read would wait for ever
+    try:
+        for path in (tmp_path / "pipe", "/dev/null"):
+            with pytest.raises(WeightFileError, match="no such file"):
+                load_state_dict(path)
+    finally:
+        os.close(writer)
 
 
 def test_harmless_objects_beside_the_weights_are_passed_over(tmp_path):
@@ -169,3 +179,49 @@ def test_ten_thousand_mutated_files_give_arrays_or_the_error():
     assert tally.arrays > 100
     assert tally.errors > 5_000
     assert tally.most_memory < MOST
+
+
+def test_a_directory_with_an_end_of_64_bits_is_read(tmp_path):
+    (tmp_path / "x").write_bytes(wide_end())
+    assert load_state_dict(tmp_path / "x").keys() == {"w"}
+
+
+def test_a_tensor_may_be_as_large_as_its_file_and_not_larger(tmp_path):
+    """By strides of 0, as `expand` makes them: one row of 12 bytes many times."""
+
+    def content(rows):
+        return zipped(mapping(w=tensor(size=(rows, 3), stride=(0, 1))))
+
+    rows = len(content(1)) // 12
+    (tmp_path / "fits").write_bytes(content(rows))
+    np.testing.assert_array_equal(load_state_dict(tmp_path / "fits")["w"], [[0, 1, 2]] * rows)
+    (tmp_path / "larger").write_bytes(content(rows + 1))
+    with pytest.raises(WeightFileError, match="larger than the whole file"):
+        load_state_dict(tmp_path / "larger")
+
+
+def machine(data):
+    """Our interpreter before a pickle."""
+    return Pickle(memoryview(data), 0, find_global(100), lambda identity: identity, Budget(1 << 20))
+
+
+@pytest.mark.parametrize("opcode", [b"R", b"\x81", b"Q"], ids=["reduce", "newobj", "persistent id"])
+def test_what_makes_an_object_is_charged_512_bytes_for_it(opcode):
+    """One of our records with its tuples, or a small dictionary, and some room."""
+    prepared = b"(" + named("collections.OrderedDict") + b"q\x00)q\x01" + storage()[:-1] + b"q\x02"
+    once = b"h\x02Q" if opcode == b"Q" else b"h\x00h\x01" + opcode
+
+    def left(times):
+        state = machine(prepared + times * once + b"t.")
+        opcodes.run(state)
+        return state.budget.left
+
+    assert left(1) - left(2) >= 512
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_plain_data_are_read_as_pickle_reads_them(protocol):
+    numbers = [0, 255, -1, 256, 65_536, -(1 << 31), 1 << 40, -(1 << 63), 2.5, None, True, False]
+    value = {"numbers": numbers, "again": numbers, 7: ((), ("x",), (1, "x"), (1, 2, 3), tuple(range(9)), [[], {}])}
+    value |= {"é\U0001f600": "long" * 100, "path": os.fsdecode(b"no UTF-8: \xff")}
+    assert opcodes.run(machine(pickle.dumps(value, protocol))) == value

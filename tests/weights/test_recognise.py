@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
+from drawing import drawn
 from resnet_jax.models.variants import ALIASES, VARIANTS, create_model
 from resnet_jax.weights import convert
 from resnet_jax.weights.errors import ConversionError
@@ -18,11 +19,9 @@ from resnet_jax.weights.recognise import identify, native_names
 def weights(name, **fields):
     """Random weights of a network under torchvision's names, counters included."""
     model = create_model(name, **fields)
-    rng = np.random.default_rng(0)
     images = np.zeros((1, 32, 32, 3), np.float32)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
-    variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(leaf.dtype), shapes)
-    return convert.to_torch(model, variables)
+    return convert.to_torch(model, drawn(shapes))
 
 
 @functools.cache
@@ -250,3 +249,27 @@ def test_a_head_of_several_layers_without_a_telling_prefix_is_left_over():
     tensors = headless(weights("resnet18")) | prefixed("fc.", MLP)
     with pytest.raises(ConversionError, match=r"left over, unknown to the model \(4\)"):
         resnet_jax.from_torch(create_model("resnet18", num_classes=0), tensors)
+
+
+ONE_BLOCK = {"conv1.weight": np.ones((4, 3, 3, 3)), "layer1.0.conv1.weight": np.ones((4, 4, 3, 3))}
+
+
+@pytest.mark.parametrize("wrapper", ["module", "_orig_mod", "model", "net", "network", "resnet"])
+def test_below_a_wrapper_a_head_of_several_layers_is_the_networks_own(wrapper):
+    """And no self-supervised loss's: it is not dropped without a word of `from_torch`."""
+    native = native_names(prefixed(f"{wrapper}.", ONE_BLOCK | prefixed("fc.", MLP)))
+    assert native.keys() == {*ONE_BLOCK, *prefixed("fc.", MLP)}
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        *("encoder_k", "momentum_encoder", "momentum_backbone", "backbone_momentum", "teacher"),
+        *("target_encoder", "target_backbone", "target_network", "ema", "ema_model", "model_ema"),
+    ],
+)
+def test_a_slowly_moving_copy_beside_the_network_is_passed_over(copy, caplog):
+    moving = {name: tensor + 1 for name, tensor in ONE_BLOCK.items()}
+    native = native_names(prefixed("student.", ONE_BLOCK) | prefixed(f"{copy}.", moving))
+    assert all(native[name] is tensor for name, tensor in ONE_BLOCK.items())
+    assert f"passed over {copy} (2)" in caplog.text
