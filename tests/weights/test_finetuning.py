@@ -12,8 +12,8 @@ from flax.traverse_util import flatten_dict
 
 import resnet_jax
 
-# Three blocks behind a deep stem, which has norms of its own.
-SMALL = {"stage_sizes": (1, 1, 1), "stage_features": (8, 12, 16), "stem_features": 8}
+# Two blocks behind a deep stem, which has norms of its own.
+SMALL = {"stage_sizes": (1, 1), "stage_features": (8, 12), "stem_features": 8}
 
 
 def backbone(**kwargs):
@@ -45,10 +45,10 @@ def random_norms(tree, seed):
     return jax.tree.map_with_path(draw, tree)
 
 
-def train_ten_steps(freeze_norm, tx):
-    """Variables before and after ten steps of the outer module in training mode."""
+def train_three_steps(freeze_norm, tx):
+    """Variables before and after three steps of the outer module in training mode."""
     outer = Outer(freeze_norm)
-    images = np.random.default_rng(0).standard_normal((8, 32, 32, 3))
+    images = np.random.default_rng(0).standard_normal((8, 16, 16, 3))
     labels = jnp.arange(8) % 3
     variables = jax.jit(lambda: outer.init(jax.random.key(0), images, train=False))()
     pretrained = random_norms({kind: tree["backbone"] for kind, tree in variables.items() if "backbone" in tree}, 1)
@@ -66,7 +66,7 @@ def train_ten_steps(freeze_norm, tx):
         return {"params": optax.apply_updates(variables["params"], updates), **new}, opt_state
 
     opt_state = tx.init(variables["params"])
-    for _ in range(10):
+    for _ in range(3):
         variables, opt_state = step(variables, opt_state)
     return flatten_dict(before, sep="."), flatten_dict(variables, sep=".")
 
@@ -93,13 +93,13 @@ FROZEN = ("mean", "var", "scale", "bias")
 @pytest.mark.parametrize(
     ("freeze_norm", "frozen"),
     [
-        (True, ("conv1", "bn1", "layer1", "layer2", "layer3")),
+        (True, ("conv1", "bn1", "layer1", "layer2")),
         (("stem", "layer1"), ("conv1", "bn1", "layer1")),
         (False, ()),
     ],
 )
 def test_no_statistic_scale_or_bias_of_frozen_stages_moves(freeze_norm, frozen, x64):
-    before, after = train_ten_steps(freeze_norm, optax.sgd(0.1, momentum=0.9))
+    before, after = train_three_steps(freeze_norm, optax.sgd(0.1, momentum=0.9))
     changed = moved(before, after)
     for name in before:
         _, _, *rest = name.split(".")
@@ -114,7 +114,7 @@ def test_labels_freeze_whole_stages_and_give_others_a_rate_of_their_own(x64):
     """With weight decay too, which is not a gradient and would move what only has none."""
 
     def labels(params):
-        parts = {"head": "head"} | {f"backbone.{name}": "frozen" for name in ("conv1", "bn1", "layer1", "layer2")}
+        parts = {"head": "head"} | {f"backbone.{name}": "frozen" for name in ("conv1", "bn1", "layer1")}
 
         def label(path, _):
             return parts.get(".".join(path[:2]), parts.get(path[0], "trunk"))
@@ -123,11 +123,11 @@ def test_labels_freeze_whole_stages_and_give_others_a_rate_of_their_own(x64):
 
     decayed = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.05))
     tx = optax.multi_transform({"frozen": optax.set_to_zero(), "trunk": decayed, "head": optax.sgd(0.5)}, labels)
-    before, after = train_ten_steps(("stem", "layer1", "layer2"), tx)
+    before, after = train_three_steps(("stem", "layer1"), tx)
     changed = moved(before, after)
     for name in before:
         _, *rest = name.split(".")
-        still = rest[0] == "backbone" and rest[1] in ("conv1", "bn1", "layer1", "layer2")
+        still = rest[0] == "backbone" and rest[1] in ("conv1", "bn1", "layer1")
         assert (name in changed) != still, name
 
 
