@@ -15,36 +15,34 @@ import fake_gcs
 from paths import ROOT
 from resnet_jax.runs import history
 from resnet_jax.training import loop
-from tiny import tiny_config
+from tiny import HELPERS, tiny_config, tiny_file
 
 pytest.importorskip("gcsfs")
 pytestmark = pytest.mark.slow
 
-RUN = "gs://bucket/runs/one"
+RUN = "runs/one"
+MARKS = [f"{RUN}/checkpoints/{step}/commit_success.txt" for step in (8, 16)]  # of a whole checkpoint
 CHANGES = {"keep_checkpoints": 1}
-# Where the run is stopped with SIGKILL: (which change of which object, the how many-th of them).
+# Where the run is stopped with SIGKILL: (which change of which object, the how many-th of them, which of the
+# checkpoints 8 and 16 are then whole, the step that the next start goes on from).
 KILLS = {
-    "all of the first checkpoint written but the mark that says so": ("PUT", "checkpoints/8/commit_success.txt", 1),
-    "a few files of the next written": ("PUT", "checkpoints/16/", 4),
-    "half-way through the removal of the first checkpoint": ("DELETE", "checkpoints/8/", 5),
-}
+    "all of the first checkpoint written but the mark that says so": (
+        ("PUT", "checkpoints/8/commit_success.txt", 1), [False, False], 0,
+    ),
+    "a few files of the next written": (("PUT", "checkpoints/16/", 4), [True, False], 8),
+    "half-way through the removal of the first checkpoint": (("DELETE", "checkpoints/8/", 5), [ANY, True], 16),
+}  # fmt: skip
+FIRST, _, LAST = KILLS
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def store():
     with fake_gcs.serve("bucket", page=20) as running:
         yield running
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    path = tmp_path_factory.mktemp("config") / "config.py"
-    path.write_text(f"from tiny import tiny_config\ndef get_config(): return tiny_config(**{CHANGES!r})\n")
-    return path
-
-
 def start(store, *command):
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers"), *sys.path])
+    paths = os.pathsep.join([HELPERS, *sys.path])
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
@@ -53,10 +51,6 @@ def start(store, *command):
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def train(store, config):
-    return start(store, "train.py", f"--config={config}", f"--workdir={RUN}")
 
 
 def finish(process):
@@ -69,23 +63,32 @@ def train_killed_at(store, config, what, name, count):
     """A start that the store freezes at one of its requests, killed there; the request is not carried out."""
     reached, killed, seen = threading.Event(), threading.Event(), itertools.count(1)
 
+    def counts(done, object_name):
+        """What a killed run has left of its first checkpoint is removed before there is a second."""
+        return (
+            done == what
+            and object_name.startswith(f"{RUN}/{name}")
+            and (done == "PUT" or ("bucket", MARKS[1]) in store.objects)
+        )
+
     def freeze(done, object_name):
         if killed.is_set():
             raise ConnectionError
-        if done == what and object_name.startswith(f"runs/one/{name}") and next(seen) == count:
+        if counts(done, object_name) and next(seen) == count:
             reached.set()
             killed.wait(60)
             raise ConnectionError
 
     store.watch = freeze
-    process = train(store, config)
+    process = start(store, "train.py", f"--config={config}", f"--workdir=gs://bucket/{RUN}")
     while not reached.wait(0.1):
         assert process.poll() is None, process.communicate()[0]
     process.send_signal(signal.SIGKILL)
     process.communicate()
     killed.set()
     assert process.returncode == -signal.SIGKILL
-    return store.names("bucket", "runs/one/")
+    store.watch = lambda what, name: None
+    return store.names("bucket", f"{RUN}/")
 
 
 TIMES = ("time", "images_per_second", "seconds_left")
@@ -95,8 +98,10 @@ def without_times(records):
     return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
 
 
+# The last start, and then all that is done with a run.
 AFTER = """
 import json, sys
+import train
 from resnet_jax import cli
 from resnet_jax.training import experiment, loop
 from resnet_jax.weights.files import orbax_folder
@@ -104,7 +109,8 @@ from resnet_jax.runs import history, workdirs
 from tiny import equal, tiny_config
 
 bucket, disk, out, changes = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
-found = {"records": history.read_metrics(bucket), "starts": workdirs.load_starts(bucket)}
+left = train._left(loop.train(tiny_config(**changes), bucket), bucket)
+found = {"left": left, "records": history.read_metrics(bucket), "starts": workdirs.load_starts(bucket)}
 for item in ("variables", "progress"):
     paths = [f"{workdir}/checkpoints/16/{item}" for workdir in (bucket, disk)]
     found[item] = equal(*map(orbax_folder.load_tree, paths))
@@ -124,32 +130,28 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture(scope="module")
-def killed_and_restarted(store, config):
-    """A run that was killed at each of the moments, and started again till it ended."""
-    left = {moment: train_killed_at(store, config, *kill) for moment, kill in KILLS.items()}
-    store.watch = lambda what, name: None
-    return left, finish(train(store, config))
-
-
-def test_a_run_killed_at_its_worst_moments_ends_with_the_bits_of_one_on_a_disk(store, killed_and_restarted, tmp_path):
-    left, output = killed_and_restarted
-    marks = [f"runs/one/checkpoints/{step}/commit_success.txt" for step in (8, 16)]
-    whole = [[mark in names for mark in marks] for names in left.values()]
-    assert whole == [[False, False], [True, False], [ANY, True]]
+@pytest.mark.parametrize("moments", [(FIRST, LAST), pytest.param(tuple(KILLS), marks=pytest.mark.soak)], ids=len)
+def test_a_run_killed_at_its_worst_moments_ends_with_the_bits_of_one_on_a_disk(store, tmp_path, moments):
+    config = tiny_file(tmp_path / "config.py", **CHANGES)
+    for moment in moments:
+        kill, whole, _ = KILLS[moment]
+        names = train_killed_at(store, config, *kill)
+        assert [mark in names for mark in MARKS] == whole, moment
     result = loop.train(tiny_config(**CHANGES), str(tmp_path / "disk"))
     paths = (str(tmp_path / name) for name in ("disk", "net.safetensors"))
-    found = json.loads(finish(start(store, "-c", AFTER, RUN, *paths, json.dumps(CHANGES))).splitlines()[-1])
+    found = json.loads(
+        finish(start(store, "-c", AFTER, f"gs://bucket/{RUN}", *paths, json.dumps(CHANGES))).splitlines()[-1]
+    )
     for same in ("variables", "progress", "load_variables", "init_from", "exported"):
         assert found[same], same
     assert without_times(found["records"]) == without_times(history.read_metrics(str(tmp_path / "disk")))
     assert found["evaluated"]["correct"] == result["correct"]
     assert found["converted"] == [0, 0]
     assert found["reported"] == 0
-    assert store.read("bucket", "runs/one/report.html").startswith(b"<!doctype html>")
+    assert store.read("bucket", f"{RUN}/report.html").startswith(b"<!doctype html>")
     assert found["not to a bucket"] != 0
     assert (tmp_path / "net.safetensors").stat().st_size > 5_000
     assert "config.seed: 0 there, 1 now" in found["refused"]
-    assert [entry["first_step"] for entry in found["starts"]] == [0, 0, 8, 16]
-    assert store.read("bucket", "runs/one/curves.png").startswith(b"\x89PNG")
-    assert f"{RUN}/curves.png" in output
+    assert [entry["first_step"] for entry in found["starts"]] == [0, *(KILLS[moment][2] for moment in moments)]
+    assert store.read("bucket", f"{RUN}/curves.png").startswith(b"\x89PNG")
+    assert f"curves      gs://bucket/{RUN}/curves.png" in found["left"]
