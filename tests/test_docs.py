@@ -69,9 +69,10 @@ def test_the_worked_example_of_a_new_part_works(monkeypatch):
     entry = eval("{" + line.strip() + "}", vars(variants) | names)
     monkeypatch.setattr(variants, "VARIANTS", variants.VARIANTS | entry)
     assert resnet_jax.list_models("ge*") == ["geresnet18"]
-    model = resnet_jax.create_model("geresnet18", num_classes=5, train=False, zero_init_residual=False)
-    plain = resnet_jax.resnet18(num_classes=5, train=False)
-    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
+    small = {"stage_sizes": (1,), "stage_features": (8,), "stem_features": 8, "num_classes": 5, "train": False}
+    model = resnet_jax.create_model("geresnet18", **small, zero_init_residual=False)
+    plain = resnet_jax.resnet18(**small)
+    images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     variables = jax.jit(plain.init)(jax.random.key(0), images)  # the part has no parameters: the same tree
     found = jax.jit(model.apply)(resnet_jax.from_torch(model, resnet_jax.to_torch(model, variables)), images)
     assert found.shape == (2, 5)

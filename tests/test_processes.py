@@ -19,14 +19,11 @@ def logs(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_answer_comes_back_from_another_process(logs):
-    assert processes.call(divmod, 7, 2) == (3, 1)
-    assert processes.call(os.getpid) != os.getpid()
+def test_the_answer_comes_back_from_another_process_even_if_no_pipe_holds_it(logs):
+    answer, process = processes.call(eval, "data * 1_000_000, __import__('os').getpid()", {"data": b"abc"})
+    assert answer == b"abc" * 1_000_000
+    assert process != os.getpid()
     assert list(logs.iterdir()) == []
-
-
-def test_an_answer_larger_than_a_pipe_holds():
-    assert processes.call(bytes, 3_000_000) == bytes(3_000_000)
 
 
 def test_an_error_is_raised_here():
@@ -34,7 +31,7 @@ def test_an_error_is_raised_here():
         processes.call(int, "many")
 
 
-@pytest.mark.parametrize("name", ["SIGSEGV", "SIGKILL"])
+@pytest.mark.parametrize("name", ["SIGSEGV", pytest.param("SIGKILL", marks=pytest.mark.soak)])
 def test_a_signal_is_an_exception_that_names_it(name):
     with pytest.raises(processes.Crashed, match=f"{name}; its last words are in "):
         processes.call(signal.raise_signal, signal.Signals[name])

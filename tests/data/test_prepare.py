@@ -588,7 +588,14 @@ def sources(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "workers_after"), [("folder", 2), ("imagenet2012", 1), ("cifar10", 1)])
+@pytest.mark.parametrize(
+    ("kind", "workers_after"),
+    [
+        ("folder", 2),
+        pytest.param("imagenet2012", 1, marks=pytest.mark.soak),
+        pytest.param("cifar10", 1, marks=pytest.mark.soak),
+    ],
+)
 def test_killed_and_restarted_is_the_same_and_plain_tfds_reads_it(tmp_path, kind, workers_after):
     arguments = [*sources(tmp_path)[kind], "--shard-mb=0.002"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -665,16 +672,35 @@ def call(*arguments, **kwargs):
     return whole(*arguments, **kwargs)
 setattr(m, name, call)
 """
+# Each command in a fork of one interpreter, after some code: the exit code of each.
+ALL_AT_ONCE = """
+import json, os, sys
+from resnet_jax import cli
+from resnet_jax.data.prepare import run
+
+ended = []
+for before, arguments in json.loads(sys.argv[1]):
+    if not (child := os.fork()):
+        exec(before)
+        sys.exit(cli.main(arguments))
+    ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(ended))
+"""
 
 
 @pytest.mark.slow
 def test_killed_at_awkward_moments(tmp_path, photos):
     make(tmp_path, "whole")
-    command = ["folder", "--name=my_photos", f"--source={tmp_path}/photos", "--shard-mb=0.002", "--workers=1"]
+    command = ["prepare", "folder", "--name=my_photos", f"--source={tmp_path}/photos", "--shard-mb=0.002"]
+    commands = [
+        (KILL.format(where=where), [*command, "--workers=1", f"--data-dir={tmp_path}/{i}"])
+        for i, where in enumerate(MOMENTS.values())
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", ALL_AT_ONCE, json.dumps(commands)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert json.loads(done.stdout) == [-signal.SIGKILL] * len(MOMENTS), done.stderr
     for i, where in enumerate(MOMENTS.values()):
-        process = start(*command, f"--data-dir={tmp_path}/{i}", before=KILL.format(where=where))
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == -signal.SIGKILL, output
         assert contents(tmp_path / str(i)) != contents(tmp_path / "whole")  # at least what the killed one has left
         make(tmp_path, str(i))
         assert contents(tmp_path / str(i)) == contents(tmp_path / "whole"), where

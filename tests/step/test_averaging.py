@@ -12,6 +12,7 @@ from resnet_jax.training import checkpoint, experiment, loop
 from resnet_jax.weights.files import orbax_folder
 from tiny import equal, final_state, tiny_config
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
 # Every part that a recipe can add at once: they share what is saved and what is drawn.
 RECIPE = {
     "ema.decay": 0.9,

@@ -220,11 +220,12 @@ def one_thread():
 
 
 def small_net():
-    """The first block of each stage of PyTorch's CIFAR ResNet-20."""
+    """The stem and the first block of PyTorch's CIFAR ResNet-20."""
     verify = pytest.importorskip("resnet_jax.proof.verify")
-    net = verify.torch_reference("cifar_resnet20").double().train()
-    for stage in ("layer1", "layer2", "layer3"):
-        setattr(net, stage, getattr(net, stage)[:1])
+    net = verify.torch_reference("cifar_resnet20").train()
+    net.layer1, net.layer2, net.layer3 = net.layer1[:1], torch.nn.Identity(), torch.nn.Identity()
+    net.fc = torch.nn.Linear(16, 10)
+    net.double()
     verify.randomise_norms(net, seed=0)
     return net
 
@@ -234,7 +235,7 @@ def small_net():
 def test_fifty_steps_of_a_recipe_equal_the_original(name, x64, one_thread):
     net = small_net()
     model = resnet_jax.create_model(
-        "cifar_resnet20", stage_sizes=(1, 1, 1), norm="batch_unbiased", param_dtype="float64"
+        "cifar_resnet20", stage_sizes=(1,), stage_features=(16,), norm="batch_unbiased", param_dtype="float64"
     )
     config = recipe_config(name)
     schedule = recipe.create_schedule(config, steps_per_epoch=STEPS_PER_EPOCH, num_steps=STEPS)
