@@ -8,6 +8,7 @@ libraries.
 """
 
 import csv
+import functools
 import json
 import pathlib
 import re
@@ -138,12 +139,19 @@ def sha256_prefix(url: str | None) -> str | None:
 
 
 def count_parameters(architecture: str, num_classes: int) -> int:
+    without_head, width = count_without_head(architecture)
+    return without_head + (width + 1) * num_classes
+
+
+@functools.cache
+def count_without_head(architecture: str) -> tuple[int, int]:
+    """Parameters of a network before its `fc`, and the channels that `fc` takes."""
     with torch.device("meta"):
         if architecture == WITHOUT_BUILDER.partition(".")[0]:
-            module = resnet.ResNet(resnet.Bottleneck, [3, 4, 23, 3], num_classes, cardinality=32, base_width=48)
+            module = resnet.ResNet(resnet.Bottleneck, [3, 4, 23, 3], 0, cardinality=32, base_width=48)
         else:
-            module = timm.create_model(architecture, num_classes=num_classes)
-    return sum(parameter.numel() for parameter in module.parameters())
+            module = timm.create_model(architecture, num_classes=0)
+    return sum(parameter.numel() for parameter in module.parameters()), module.num_features
 
 
 def version(library: Any) -> str:

@@ -4,6 +4,7 @@ The parameter tree, flattened with dots, has PyTorch's module names already (`la
 part of a name changes, and only kernels change their layout.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -183,18 +184,31 @@ def torch_shapes(model: ResNet, in_channels: int = 3) -> dict[str, tuple[int, ..
 
 def _paths(model: ResNet, in_channels: int) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Path of each leaf of the model's variables -> its shape; nothing is computed."""
-    traced = model.clone(train=False, dtype=None, param_dtype=jnp.float32)  # float64 would need JAX's permission
+    # What no shape depends on is set aside, so that one tracing serves all; float64 would need JAX's permission.
+    traced = model.clone(
+        train=False, dtype=None, param_dtype=jnp.float32, zero_init_residual=False, axis_name=None, remat=None
+    )
     if type(model) is ResNet and model.block_widths is None:
         # From the second on the blocks of a stage are alike: two of each are traced, and the second is repeated.
         traced = traced.clone(stage_sizes=tuple(min(size, 2) for size in model.stage_sizes))
-    images = jax.ShapeDtypeStruct((1, 64, 64, in_channels), jnp.float32)
-    variables = jax.eval_shape(traced.init, jax.random.key(0), images)
-    paths = {path: tuple(leaf.shape) for path, leaf in flatten_dict(variables).items()}
+    try:
+        paths = dict(_traced_once(traced, in_channels))
+    except TypeError:  # a field of the user's own that has no hash
+        paths = _traced(traced, in_channels)
     for i, (size, known) in enumerate(zip(model.stage_sizes, traced.stage_sizes, strict=True)):
         second = {path: shape for path, shape in paths.items() if path[1:3] == (f"layer{i + 1}", "1")}
         for j in range(known, size):
             paths |= {(*path[:2], str(j), *path[3:]): shape for path, shape in second.items()}
     return paths
+
+
+def _traced(model: ResNet, in_channels: int) -> dict[tuple[str, ...], tuple[int, ...]]:
+    images = jax.ShapeDtypeStruct((1, 64, 64, in_channels), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    return {path: tuple(leaf.shape) for path, leaf in flatten_dict(variables).items()}
+
+
+_traced_once = functools.lru_cache(maxsize=128)(_traced)
 
 
 def _torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:

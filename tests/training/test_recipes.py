@@ -232,7 +232,7 @@ def small_net():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
-def test_fifty_steps_of_a_recipe_equal_the_original(name, x64, one_thread):
+def test_fifty_steps_of_a_recipe_equal_the_original(name, x64, one_thread, optimised):
     net = small_net()
     model = resnet_jax.create_model(
         "cifar_resnet20", stage_sizes=(1,), stage_features=(16,), norm="batch_unbiased", param_dtype="float64"
