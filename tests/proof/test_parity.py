@@ -158,7 +158,7 @@ def test_the_one_that_timm_has_no_entry_point_for_is_its_resnet_with_those_argum
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "entry", [entry for entry in GROUPS.values() if entry not in ("timm/resnet50", "timm/test_resnet")]
+    "entry", [entry for entry in GROUPS.values() if entry != "timm/test_resnet"]
 )
 def test_a_network_of_each_group_cut_to_few_blocks_equals_pytorch(entry, record_property):
     prove(entry, SMALL, record_property, FEW)
@@ -168,7 +168,7 @@ def test_a_network_of_each_group_cut_to_few_blocks_equals_pytorch(entry, record_
     "entry",
     proof(
         [*TIMM, *TORCHVISION, *PAPER],
-        share=["timm/resnet50", "timm/test_resnet", "paper/cifar_resnet20", "paper/plain18"],
+        share=["timm/test_resnet", "paper/cifar_resnet20", "paper/plain18"],
     ),
 )
 def test_every_network_equals_pytorch(entry, record_property):
@@ -309,7 +309,6 @@ def logits_of_pytorch(module, images, autocast=False):
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [
-        pytest.param("resnet50", FEW, marks=pytest.mark.slow),
         pytest.param("seresnet50", FEW, marks=pytest.mark.slow),
         *(pytest.param(name, None, marks=pytest.mark.parity) for name in ("resnet50", "seresnet50", "resnet152")),
     ],

@@ -1,4 +1,4 @@
-"""Every file in configs/ runs: two steps and an evaluation on made-up images, with a net cut down to two blocks."""
+"""Every file in configs/ runs: two steps and an evaluation on made-up images, with a net cut down to a block or two."""
 
 import importlib
 import pathlib
@@ -15,7 +15,7 @@ from resnet_jax.training import experiment, loop
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
 
 # What is shrunk is where and how long, not how: the recipe runs as it is written.
-SMALL_NET = {"stage_sizes": (2,), "stage_features": (8,), "stem_features": 8}
+SMALL_NET = {"stage_features": (8,), "stem_features": 8}
 EPOCHS = 16.0  # of one step, of which a test runs two
 
 
@@ -29,7 +29,8 @@ def shrunken(name):
     schedule.warmup_epochs = float(np.ceil(shrink * schedule.warmup_epochs))
     schedule.boundaries = tuple(float(np.ceil(shrink * epoch)) for epoch in schedule.boundaries)
     config.ema.copy_epochs = float(np.ceil(shrink * config.ema.copy_epochs))
-    config.model.kwargs.update(SMALL_NET)
+    sizes = (2,) if config.model.kwargs.drop_path_rate else (1,)  # its rate grows from block to block
+    config.model.kwargs.update(SMALL_NET, stage_sizes=sizes)
     data = config.data
     pixels = 16 / data.image_size
     data.early_sizes = tuple(round(pixels * size) for size in data.early_sizes)
