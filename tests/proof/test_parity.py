@@ -157,9 +157,7 @@ def test_the_one_that_timm_has_no_entry_point_for_is_its_resnet_with_those_argum
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "entry", [entry for entry in GROUPS.values() if entry != "timm/test_resnet"]
-)
+@pytest.mark.parametrize("entry", [entry for entry in GROUPS.values() if entry != "timm/test_resnet"])
 def test_a_network_of_each_group_cut_to_few_blocks_equals_pytorch(entry, record_property):
     prove(entry, SMALL, record_property, FEW)
 

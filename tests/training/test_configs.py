@@ -67,8 +67,17 @@ class TwoStepsMade(Exception):
     pass
 
 
+# What has a fellow here that differs in numbers alone is trained in `make soak`; all are built above.
+ALIKE = {
+    *("imagenet_resnet18", "imagenet_resnet101", "imagenet_resnet50_a2", "imagenet_resnet50_a3"),
+    *("cifar10_resnet110", "finetune_digits_resnet20"),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.soak) if name in ALIKE else name for name in CONFIGS]
+)
 def test_a_config_makes_two_steps_and_an_evaluation(name, tmp_path, monkeypatch):
     original = reporting.Reporter.test
 
