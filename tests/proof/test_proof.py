@@ -58,7 +58,7 @@ def test_the_proofs_cover_every_part():
     assert {str(model.attn) for model in models.values()} >= {"se", "eca", "None"}
 
 
-# These have every part among them but the stages of a Bottleneck with groups; the rest are in `make parity`.
+# Checked in `make test`; the other recorded networks in `make parity`.
 SHARE = {"cifar_resnet20", "ecaresnet26t", "resnet50_gn", "resnetblur18", "resnetrs50"}
 
 
