@@ -66,7 +66,7 @@ def options(platform: str | None = None) -> dict[str, str]:
 
 def broken() -> tuple[str, ...]:
     """Which of `CANARIES` come out wrong; none are tried, and so none are wrong, where the default device is no CPU."""
-    device = jax.config.jax_default_device or jax.default_backend()  # type: ignore[attr-defined]
+    device = jax.config.jax_default_device or jax.default_backend()  # type: ignore[attr-defined]  # JAX does not declare it
     return _wrong() if getattr(device, "platform", device) == "cpu" else ()  # it may be a platform's name
 
 

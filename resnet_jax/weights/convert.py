@@ -184,17 +184,11 @@ def torch_shapes(model: ResNet, in_channels: int = 3) -> dict[str, tuple[int, ..
 
 def _paths(model: ResNet, in_channels: int) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Path of each leaf of the model's variables -> its shape; nothing is computed."""
-    # What no shape depends on is set aside, so that one tracing serves all; float64 would need JAX's permission.
-    traced = model.clone(
-        train=False, dtype=None, param_dtype=jnp.float32, zero_init_residual=False, axis_name=None, remat=None
-    )
+    traced = model.clone(train=False, dtype=None, param_dtype=jnp.float32)  # float64 would need JAX's permission
     if type(model) is ResNet and model.block_widths is None:
         # From the second on the blocks of a stage are alike: two of each are traced, and the second is repeated.
         traced = traced.clone(stage_sizes=tuple(min(size, 2) for size in model.stage_sizes))
-    try:
-        paths = dict(_traced_once(traced, in_channels))
-    except TypeError:  # a field of the user's own that has no hash
-        paths = _traced(traced, in_channels)
+    paths = dict(_traced_once(traced, in_channels) if _has_hash(traced) else _traced(traced, in_channels))
     for i, (size, known) in enumerate(zip(model.stage_sizes, traced.stage_sizes, strict=True)):
         second = {path: shape for path, shape in paths.items() if path[1:3] == (f"layer{i + 1}", "1")}
         for j in range(known, size):
@@ -209,6 +203,15 @@ def _traced(model: ResNet, in_channels: int) -> dict[tuple[str, ...], tuple[int,
 
 
 _traced_once = functools.lru_cache(maxsize=128)(_traced)
+
+
+def _has_hash(model: ResNet) -> bool:
+    """Not with a field of the user's own that has none, as a dataclass."""
+    try:
+        hash(model)
+    except TypeError:
+        return False
+    return True
 
 
 def _torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:

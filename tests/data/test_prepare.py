@@ -734,10 +734,10 @@ def test_a_shard_and_its_report_are_on_disk_before_they_have_their_names(tmp_pat
     )
     monkeypatch.setattr(shards.os, "replace", named)
     shard = shards.Shard("x", "train", [Entry(key, None, 1, ()) for key in range(3)])
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work.reports").mkdir()
-    report = shards.ensure_shard(str(tmp_path / "work"), shard, lambda entry: (b"record", False), skip=False)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards.reports").mkdir()
+    report = shards.ensure_shard(str(tmp_path / "shards"), shard, lambda entry: (b"record", False), skip=False)
     assert report.records == 3
     assert [call[0] for call in calls] == ["on disk", "named"] * 2
     assert [calls[i][1] for i in (0, 2)] == [calls[i][1] for i in (1, 3)]
-    assert [calls[i][2] for i in (1, 3)] == [f"{tmp_path}/work/x", f"{tmp_path}/work.reports/x.json"]
+    assert [calls[i][2] for i in (1, 3)] == [f"{tmp_path}/shards/x", f"{tmp_path}/shards.reports/x.json"]

@@ -8,6 +8,7 @@ import pytest
 
 import resnet_jax
 from resnet_jax.weights import convert
+from resnet_jax.weights.names import COUNTER
 
 torch = pytest.importorskip("torch")
 torchvision = pytest.importorskip("torchvision")
@@ -90,9 +91,9 @@ def test_each_name_starts_as_its_library_does(name):
     assert resnet_jax.create_model(name).zero_init_residual == (name not in TORCHVISION)
 
 
-def _of_norms(tensors):
-    """None of the others is drawn, nor is a program for it compiled."""
-    return {key: tensor for key, tensor in tensors.items() if "bn" in key}
+def of_norms(tensors):
+    """Of the tensors by name; in a program, the others are then not drawn."""
+    return {key: tensor for key, tensor in tensors.items() if "bn" in key and not key.endswith(COUNTER)}
 
 
 @pytest.mark.parametrize(
@@ -107,11 +108,9 @@ def _of_norms(tensors):
 def test_all_scales_and_biases_of_norms_start_as_theirs(name, library, last):
     model = resnet_jax.create_model(name)
     images = np.zeros((1, 32, 32, 3), np.float32)
-    init = jax.jit(lambda: _of_norms(convert.torch_named(model.init(jax.random.key(0), images, train=False))))
+    init = jax.jit(lambda: of_norms(convert.torch_named(model.init(jax.random.key(0), images, train=False))))
     ours = init()
-    scales = {
-        key: tensor.numpy() for key, tensor in library(name).state_dict().items() if "bn" in key and "num_b" not in key
-    }
+    scales = {key: tensor.numpy() for key, tensor in of_norms(library(name).state_dict()).items()}
     for key, value in scales.items():
         np.testing.assert_array_equal(ours[key], value)
     closing = [key for key in scales if key.endswith("bn3.weight")] or [k for k in scales if k.endswith("bn2.weight")]

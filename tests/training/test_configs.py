@@ -69,8 +69,9 @@ class TwoStepsMade(Exception):
 
 # What has a fellow here that differs in numbers alone is trained in `make soak`; all are built above.
 ALIKE = {
-    *("imagenet_resnet18", "imagenet_resnet101", "imagenet_resnet50_a2", "imagenet_resnet50_a3"),
-    *("cifar10_resnet110", "finetune_digits_resnet20"),
+    *("cifar10_resnet32", "cifar10_resnet44", "cifar10_resnet56"),
+    *("imagenet_resnet18", "imagenet_resnet34", "imagenet_resnet101", "imagenet_resnet152"),
+    *("imagenet_resnet50_a2", "imagenet_resnet50_a3", "finetune_digits_resnet20"),
 }
 
 

@@ -42,6 +42,28 @@ def test_round_trip_of_a_group_norm_net():
     assert equal(resnet_jax.from_torch(model, state_dict), variables(norm="group"))
 
 
+def test_fields_of_a_training_step_change_no_name():
+    plain = resnet_jax.cifar_resnet20()
+    groups = ((0, 1), (2, 3))
+    model = plain.clone(axis_name="batch", axis_index_groups=groups, remat="block", zero_init_residual=True)
+    assert convert.torch_shapes(model) == convert.torch_shapes(plain)
+    with pytest.raises(ValueError, match="divide an axis: give its axis_name"):
+        convert.torch_shapes(plain.clone(axis_index_groups=groups))
+
+
+def test_a_field_without_a_hash_is_converted_too():
+    class Activation:
+        """As a dataclass is."""
+
+        __hash__ = None
+
+        def __call__(self, x):
+            return jax.nn.relu(x)
+
+    model = resnet_jax.cifar_resnet20(act=Activation())
+    assert convert.torch_shapes(model) == convert.torch_shapes(resnet_jax.cifar_resnet20())
+
+
 def test_layouts_by_hand():
     model = resnet_jax.cifar_resnet20()
     flax = variables()["params"]
