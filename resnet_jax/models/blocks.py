@@ -18,7 +18,7 @@ class Block(nn.Module):
 
     Attributes:
       features: width of the block before `expansion` (PyTorch's `planes`).
-      stride: stride of the block; sits on a 3x3 convolution.
+      stride: stride of the block; sits on a 3x3 convolution, or where `stride_in_1x1` says.
       dilation: dilation of the stage.
       first_dilation: dilation of the convolution with the stride; in a stage's first block that of the stage before.
       conv, norm, act: the layers to build with. `norm` must already know its mode (`use_running_average`).
@@ -31,6 +31,7 @@ class Block(nn.Module):
       drop_block, drop_path: factories of modules that drop squares, or the whole branch, in training, or None.
       zero_init_residual: start the last norm's scale at 0, so that the block begins as the identity
         (Goyal et al. 2017, section 5.1).
+      stride_in_1x1: the stride sits on a Bottleneck's first 1x1 convolution (He et al. 2015, table 1).
     """
 
     features: int
@@ -50,13 +51,14 @@ class Block(nn.Module):
     drop_block: ModuleDef | None = None
     drop_path: ModuleDef | None = None
     zero_init_residual: bool = False
+    stride_in_1x1: bool = False
 
     expansion: ClassVar[int] = 1
 
     def strided(self, x: Array, features: int, number: int, groups: int = 1) -> Array:
         """The 3x3 convolution with the block's stride, `bn<number>` and activation; the stride may be a pool's."""
         pool = self.anti_alias if self.stride == 2 or self.first_dilation != self.dilation else None
-        stride = 1 if pool else self.stride
+        stride = 1 if pool or self.stride_in_1x1 else self.stride
         name, dilation = f"conv{number}", self.first_dilation
         y = conv3x3(features, stride, groups=groups, dilation=dilation, conv=self.conv, name=name)(x)
         y = self.norm(name=f"bn{number}")(y)
@@ -113,7 +115,7 @@ class BasicBlock(Block):
     """Two 3x3 convolutions (He et al. 2015, figure 5, left): `[..., h, w, c] -> [..., h/stride, w/stride, features]`.
 
     Raises:
-      ValueError: `groups` or `width_per_group` is set: only a Bottleneck has them, in PyTorch too.
+      ValueError: `groups`, `width_per_group` or `stride_in_1x1` is set: only a Bottleneck has them, in PyTorch too.
     """
 
     @nn.compact
@@ -123,6 +125,8 @@ class BasicBlock(Block):
                 "BasicBlock has neither groups nor a base width "
                 f"(got groups={self.groups}, width_per_group={self.width_per_group}): use Bottleneck."
             )
+        if self.stride_in_1x1:
+            raise ValueError("BasicBlock has no 1x1 convolution for the stride (stride_in_1x1=True): use Bottleneck.")
         first, out = self.widths_or(self.features // max(self.reduce_first, 1), self.features)
         y = self.strided(x, first, 1)
         y = conv3x3(out, dilation=self.dilation, conv=self.conv, name="conv2")(y)
@@ -133,10 +137,12 @@ class BasicBlock(Block):
 class Bottleneck(Block):
     """1x1, 3x3, 1x1 convolutions (figure 5, right): `[..., h, w, c] -> [..., h/stride, w/stride, 4 * features]`.
 
-    The stride sits on the 3x3 convolution, as in torchvision ("ResNet v1.5"), not on the first 1x1 as in the paper.
+    The stride sits on the 3x3 convolution, as in torchvision ("ResNet v1.5"); with `stride_in_1x1` on the first 1x1, as
+    in the paper, Caffe's weights and most detectors'.
 
     Raises:
-      ValueError: `groups` does not divide the widths of the 3x3 convolution.
+      ValueError: `groups` does not divide the widths of the 3x3 convolution; `stride_in_1x1` with an `anti_alias` that
+        takes the stride over.
     """
 
     expansion: ClassVar[int] = 4
@@ -145,7 +151,9 @@ class Bottleneck(Block):
     def __call__(self, x: Array) -> Array:
         full = self.features * self.width_per_group // 64 * self.groups
         first, width, out = self.widths_or(full // max(self.reduce_first, 1), full, self.features * self.expansion)
-        y = conv1x1(first, conv=self.conv, name="conv1")(x)
+        if self.stride_in_1x1 and self.anti_alias:
+            raise ValueError("anti_alias takes the stride of a 3x3 convolution over, which has none: stride_in_1x1=True.")
+        y = conv1x1(first, self.stride if self.stride_in_1x1 else 1, conv=self.conv, name="conv1")(x)
         y = self.act(self.norm(name="bn1")(y))
         y = self.strided(y, width, 2, self.groups)
         y = conv1x1(out, conv=self.conv, name="conv3")(y)

@@ -48,6 +48,8 @@ def _impossible(model: Any, kinds: Sequence[Any], features: Sequence[int], width
         f"num_classes={model.num_classes!r} must be a whole number, 0 (no head) or more": (
             not isinstance(model.num_classes, int) or model.num_classes < 0
         ),
+        f"first_stage_stride={model.first_stage_stride!r} must be 1 or 2": model.first_stage_stride not in (1, 2),
+        f"stride_in_1x1={model.stride_in_1x1!r} must be True or False": not isinstance(model.stride_in_1x1, bool),
         f"stem_features={model.stem_features} and stage_features={features} must be 1 or more": (
             min((model.stem_features, *features)) < 1
         ),

@@ -75,9 +75,17 @@ def avg_pool2x2_ceil(x: Array, stride: int) -> Array:
     """
     # An odd edge twice is the same mean. Windows that reach over the edge would do, too, but there XLA's CPU compiler
     # sums up wrong numbers in a process without the flag of `resnet_jax.compiler`, as of people who import this.
-    extra = [(0, 1 if stride == 1 else x.shape[axis] % 2) for axis in (-3, -2)]
-    x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [*extra, (0, 0)], mode="constant" if stride == 1 else "edge")
-    return nn.avg_pool(x, (2, 2), strides=(stride, stride))
+    for axis in (x.ndim - 3, x.ndim - 2):
+        if stride == 1 or x.shape[axis] % 2:
+            last = jax.lax.slice_in_dim(x, x.shape[axis] - 1, None, axis=axis)
+            x = jnp.concatenate([x, jnp.zeros_like(last) if stride == 1 else last], axis)
+    return _average(x, 2, stride)
+
+
+def _average(x: Array, size: int, stride: int) -> Array:
+    """Mean over `size` x `size` windows that lie within the map; summed in float32 where float16 could not hold it."""
+    wide = x.astype(jnp.float32) if x.dtype == jnp.float16 else x
+    return nn.avg_pool(wide, (size, size), strides=(stride, stride)).astype(x.dtype)
 
 
 # Anti-aliasing: what takes the stride over from a convolution or a max-pool. (x, stride) -> x.
@@ -89,7 +97,7 @@ def avg_pool(x: Array, stride: int) -> Array:
     """Mean over `stride` x `stride` windows; rows and columns that fill no window are left out."""
     if min(x.shape[-3:-1]) < stride:
         raise ValueError(f"anti_alias='avg' averages {stride}x{stride} pixels of a map of {_size(x)}: {LARGER}.")
-    return nn.avg_pool(x, (stride, stride), strides=(stride, stride))
+    return _average(x, stride, stride)
 
 
 def blur_pool(x: Array, stride: int) -> Array:
@@ -104,7 +112,7 @@ def blur_pool(x: Array, stride: int) -> Array:
         x = jnp.pad(x, [(1, 1) if i == axis else (0, 0) for i in range(x.ndim)], mode="reflect")
         last = (size - 1) // stride * stride + 1
         left, middle, right = (jax.lax.slice_in_dim(x, i, i + last, stride, axis) for i in range(3))
-        x = (left + 2 * middle + right) / 4
+        x = (left / 4 + middle / 2) + right / 4  # exact factors, and no sum that float16 does not hold
     return x
 
 
@@ -127,7 +135,7 @@ def global_max_pool(x: Array) -> Array:
 GLOBAL_POOLS: dict[str, Callable[[Array], Array]] = {
     "avg": global_avg_pool,
     "max": global_max_pool,
-    "avgmax": lambda x: 0.5 * (global_avg_pool(x) + global_max_pool(x)),
+    "avgmax": lambda x: 0.5 * global_avg_pool(x) + 0.5 * global_max_pool(x),
     "catavgmax": lambda x: jnp.concatenate([global_avg_pool(x), global_max_pool(x)], axis=-1),
     "none": lambda x: x,
 }

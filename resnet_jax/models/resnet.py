@@ -5,6 +5,7 @@ The parameter tree flattened with dots is PyTorch's: `layer1.0.downsample.0.kern
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -98,6 +99,9 @@ class ResNet(nn.Module):
       drop_rate: dropout before `fc`.
       drop_path_rate: stochastic depth of the last block; earlier ones have less, linearly down to 0 in the first.
       drop_block_rate: DropBlock's rate in `layer3` (a quarter of it) and `layer4`.
+      stride_in_1x1: the stride of a `Bottleneck` sits on its first 1x1 convolution, as in He et al. 2015, Caffe's weights
+        and many detectors', and not on its 3x3, as in PyTorch. Tensors do not tell which of the two they are for.
+      first_stage_stride: 2 makes `layer1` halve its maps too (transformers' `downsample_in_first_stage`).
       zero_init_residual: start each block's last norm scale at 0 (torchvision's default is False, timm's True).
       norm: "batch", "batch_unbiased" (PyTorch's running variance), "group", or a callable that builds a norm layer.
       freeze_norm: True, or names among "stem", "layer1", ...: norms there use their running statistics also when
@@ -140,6 +144,8 @@ class ResNet(nn.Module):
     drop_path_rate: float = 0.0
     drop_block_rate: float = 0.0
     zero_init_residual: bool = False
+    stride_in_1x1: bool = False
+    first_stage_stride: int = 1
     norm: str | ModuleDef = "batch"
     freeze_norm: bool | Sequence[str] = False
     act: str | Callable[[Array], Array] = "relu"
@@ -244,11 +250,12 @@ class ResNet(nn.Module):
             "shortcut": checks.entry("shortcut", self.shortcut, SHORTCUTS),
             "attn": checks.optional("attn", self.attn, ATTENTIONS),
             "zero_init_residual": self.zero_init_residual,
+            **({"stride_in_1x1": True} if self.stride_in_1x1 else {}),  # a block of the user's own may not have it
         }
         drop_blocks = self._drop_blocks(train)
         drop_paths = iter(self._drop_paths(train))
         stages: dict[str, list[ModuleDef]] = {}
-        for i, (first, later) in enumerate(_geometries(len(kinds), stem_stride, self.output_stride)):
+        for i, (first, later) in enumerate(self._geometries(stem_stride)):
             name = f"layer{i + 1}"
             block = functools.partial(
                 self._rematted(kinds[i]), features=features[i], drop_block=drop_blocks.get(name), **shared
@@ -260,6 +267,27 @@ class ResNet(nn.Module):
                 for j in range(self.stage_sizes[i])
             ]
         return stages
+
+    def _geometries(self, stem_stride: int) -> list[tuple[Geometry, Geometry]]:
+        """Of each stage's first block and of its later ones: timm's rule for the output stride, and torchvision's."""
+        strides = (self.first_stage_stride, *(2 for _ in self.stage_sizes[1:]))
+        reached, output_stride = stem_stride * math.prod(strides), self.output_stride
+        if output_stride not in (None, 8, 16, 32):
+            raise ValueError(f"output_stride must be 8, 16 or 32, or None for no dilation, got {output_stride}.")
+        if output_stride in (8, 16) and reached <= output_stride:
+            raise ValueError(
+                f"output_stride={output_stride} has no effect: a stem of stride {stem_stride} and {len(strides)} stages "
+                f"do not go beyond {reached}."
+            )
+        found = []
+        net_stride, dilation = stem_stride, 1
+        for stride in strides:
+            before = dilation
+            if output_stride is not None and net_stride >= output_stride:
+                stride, dilation = 1, dilation * stride
+            net_stride *= stride
+            found.append((Geometry(stride, dilation, before), Geometry(1, dilation, dilation)))
+        return found
 
     def _per_stage(self) -> tuple[Sequence[Any], Sequence[int], Sequence[Any]]:
         """Block, width and widths of the convolutions for each stage."""
@@ -290,27 +318,6 @@ class ResNet(nn.Module):
             return {}
         build = functools.partial(DropBlock, self.drop_block_rate, deterministic=not train)
         return {name: functools.partial(build, size, scale) for name, (size, scale) in DROP_BLOCKS.items()}
-
-
-def _geometries(num_stages: int, stem_stride: int, output_stride: int | None) -> list[tuple[Geometry, Geometry]]:
-    """Of each stage's first block and of its later ones: timm's rule for the output stride, and torchvision's."""
-    reached = stem_stride * 2 ** (num_stages - 1)
-    if output_stride not in (None, 8, 16, 32):
-        raise ValueError(f"output_stride must be 8, 16 or 32, or None for no dilation, got {output_stride}.")
-    if output_stride in (8, 16) and reached <= output_stride:
-        raise ValueError(
-            f"output_stride={output_stride} has no effect: a stem of stride {stem_stride} and {num_stages} stages do "
-            f"not go beyond {reached}."
-        )
-    found = []
-    net_stride, dilation = stem_stride, 1
-    for i in range(num_stages):
-        stride, before = 1 if i == 0 else 2, dilation
-        if output_stride is not None and net_stride >= output_stride:
-            stride, dilation = 1, dilation * stride
-        net_stride *= stride
-        found.append((Geometry(stride, dilation, before), Geometry(1, dilation, dilation)))
-    return found
 
 
 class FeatureInfo(NamedTuple):

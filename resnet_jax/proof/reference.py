@@ -19,7 +19,14 @@ Stages = dict[str, np.ndarray]
 
 
 def torch_reference(
-    name: str, *, num_classes: int | None = None, library: str | None = None, seed: int = 0, **kwargs: Any
+    name: str,
+    *,
+    num_classes: int | None = None,
+    library: str | None = None,
+    stride_in_1x1: bool = False,
+    first_stage_stride: int = 1,
+    seed: int = 0,
+    **kwargs: Any,
 ) -> Any:
     """An independent PyTorch module for `name`, in evaluation mode, with seeded random weights.
 
@@ -28,6 +35,8 @@ def torch_reference(
       num_classes: width of the head, where it is not the network's own.
       library: "torchvision" or "timm". By default torchvision where it has the network, else timm; for the networks
         that only the paper has, torchvision's `BasicBlock` put together as He et al. 2015 describes.
+      stride_in_1x1, first_stage_stride: as the fields of `ResNet`; of torchvision's networks, which are built for them
+        with other strides.
       seed: of the weights.
       **kwargs: further arguments of the library's builder.
 
@@ -39,28 +48,45 @@ def torch_reference(
     import torchvision
 
     torch.manual_seed(seed)
+    strides = stride_in_1x1 or first_stage_stride != 1
     if name not in list_models():
         raise ValueError(f"PyTorch has no reference for {name!r}: give one of {list_models()}.")
     family, depth = name.rstrip("0123456789"), name.lstrip("abcdefghijklmnopqrstuvwxyz_")
     if library not in (None, "torchvision", "timm"):
         raise ValueError(f"library must be 'torchvision' or 'timm', got {library!r}.")
     if family in ("cifar_resnet", "cifar_plain", "plain"):
-        if library or kwargs:
-            raise ValueError(
-                f"{name} is the paper's, and neither library has it: leave out library and {sorted(kwargs)}."
-            )
+        if library or kwargs or strides:
+            given = [*kwargs, *(["stride_in_1x1", "first_stage_stride"] if strides else [])]
+            raise ValueError(f"{name} is the paper's, and neither library has it: leave out library and {given}.")
         default = 1000 if family == "plain" else 10
         return _torch_network_of_the_paper(family, int(depth), num_classes or default).eval()
     if num_classes is not None:
         kwargs["num_classes"] = num_classes
     library = library or ("torchvision" if hasattr(torchvision.models, name) else "timm")
     if library == "torchvision":
-        return torchvision.models.get_model(name, **kwargs).eval()
+        module = torchvision.models.get_model(name, **kwargs).eval()
+        return with_strides(module, stride_in_1x1, first_stage_stride) if strides else module
+    if strides:
+        raise ValueError(f"stride_in_1x1 and first_stage_stride are for torchvision's networks, and {name} is timm's.")
     import timm
 
     if not timm.is_model(name):
         raise ValueError(f"neither torchvision nor timm {timm.__version__} has {name!r}.")
     return timm.create_model(name, **kwargs).eval()
+
+
+def with_strides(module: Any, stride_in_1x1: bool, first_stage_stride: int) -> Any:
+    """torchvision's network with its strides elsewhere; what a first stage needs for it, it builds itself."""
+    from torchvision.models.resnet import Bottleneck
+
+    if first_stage_stride != 1:
+        module.inplanes = module.conv1.out_channels
+        kind, size = type(module.layer1[0]), len(module.layer1)
+        module.layer1 = module._make_layer(kind, 64, size, stride=first_stage_stride).eval()
+    for block in module.modules():
+        if stride_in_1x1 and isinstance(block, Bottleneck):
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+    return module
 
 
 def _torch_network_of_the_paper(family: str, depth: int, num_classes: int) -> Any:
