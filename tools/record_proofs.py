@@ -19,7 +19,10 @@ STEM, STEM_IN_TIMM = {"stem_features": 16}, {"stem_width": 8}
 # Group norm has 32 groups, so no width may be less.
 WIDE_ENOUGH = (32, 32, 64, 64)
 
-# name -> what differs from the network of that name: fields of `create_model`, arguments of timm's builder.
+# Strides in other places.
+IN_1X1, FIRST_STAGE = {"stride_in_1x1": True, "first_stage_stride": 2}, {"first_stage_stride": 2}
+
+# Network, or "NETWORK what" -> what differs from that network: fields of `create_model`, arguments of timm's builder.
 PROOFS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "test_resnet": ({"num_classes": 10}, {}),  # both blocks, deep stem, averaging shortcut
     "cifar_resnet20": ({}, {}),  # the CIFAR stem, padded shortcuts
@@ -29,14 +32,17 @@ PROOFS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ecaresnet26t": (NARROW | STEM, NARROW_IN_TIMM | STEM_IN_TIMM),  # ECA, tiered stem
     "resnetblur18": (NARROW, NARROW_IN_TIMM),  # blur pools, basic blocks
     "resnetrs50": (NARROW | STEM, NARROW_IN_TIMM | STEM_IN_TIMM),  # a convolution for a stem pool
+    "resnet50 strides": (NARROW | IN_1X1, NARROW_IN_TIMM | IN_1X1),
+    "resnet18 strides": (NARROW | FIRST_STAGE, NARROW_IN_TIMM | FIRST_STAGE),
 }
 
 
 def main() -> int:
-    for name, (fields, arguments) in PROOFS.items():
+    for key, (fields, arguments) in PROOFS.items():
+        name = key.partition(" ")[0]
         sizes = ((32, 32), (33, 29)) if name.startswith("cifar") else EVEN_AND_ODD
         library = None if name.startswith("cifar") else "timm"
-        path = FOLDER / f"{name}.safetensors"
+        path = FOLDER / f"{key.replace(' ', '_')}.safetensors"
         (written,) = recorded.record(path, name, fields=fields, arguments=arguments, library=library, sizes=sizes)
         print(f"{written.name:<32}{written.stat().st_size / 1e6:.2f} MB", flush=True)
     return 0

@@ -35,8 +35,7 @@ def torch_reference(
       num_classes: width of the head, where it is not the network's own.
       library: "torchvision" or "timm". By default torchvision where it has the network, else timm; for the networks
         that only the paper has, torchvision's `BasicBlock` put together as He et al. 2015 describes.
-      stride_in_1x1, first_stage_stride: as the fields of `ResNet`; of torchvision's networks, which are built for them
-        with other strides.
+      stride_in_1x1, first_stage_stride: as the fields of `ResNet`, which neither library has: its strides are moved.
       seed: of the weights.
       **kwargs: further arguments of the library's builder.
 
@@ -64,27 +63,33 @@ def torch_reference(
         kwargs["num_classes"] = num_classes
     library = library or ("torchvision" if hasattr(torchvision.models, name) else "timm")
     if library == "torchvision":
-        module = torchvision.models.get_model(name, **kwargs).eval()
-        return with_strides(module, stride_in_1x1, first_stage_stride) if strides else module
-    if strides:
-        raise ValueError(f"stride_in_1x1 and first_stage_stride are for torchvision's networks, and {name} is timm's.")
+        return with_strides(torchvision.models.get_model(name, **kwargs).eval(), stride_in_1x1, first_stage_stride)
     import timm
 
     if not timm.is_model(name):
         raise ValueError(f"neither torchvision nor timm {timm.__version__} has {name!r}.")
-    return timm.create_model(name, **kwargs).eval()
+    return with_strides(timm.create_model(name, **kwargs).eval(), stride_in_1x1, first_stage_stride)
 
 
 def with_strides(module: Any, stride_in_1x1: bool, first_stage_stride: int) -> Any:
-    """torchvision's network with its strides elsewhere; what a first stage needs for it, it builds itself."""
-    from torchvision.models.resnet import Bottleneck
+    """A network of torchvision's or timm's with its strides elsewhere, as the fields of `ResNet` say; in place.
 
+    Raises:
+      ValueError: its first stage has a shortcut that is no projection.
+    """
+    from torch import nn
+
+    first = module.layer1[0]
     if first_stage_stride != 1:
-        module.inplanes = module.conv1.out_channels
-        kind, size = type(module.layer1[0]), len(module.layer1)
-        module.layer1 = module._make_layer(kind, 64, size, stride=first_stage_stride).eval()
+        strided, last = (first.conv2, first.conv3) if hasattr(first, "conv3") else (first.conv1, first.conv2)
+        if first.downsample is None:
+            projection = nn.Conv2d(first.conv1.in_channels, last.out_channels, 1, bias=False)
+            first.downsample = nn.Sequential(projection, nn.BatchNorm2d(last.out_channels)).eval()
+        if not isinstance(first.downsample[0], nn.Conv2d):
+            raise ValueError("first_stage_stride is for networks whose shortcuts are 1x1 convolutions.")
+        strided.stride = first.downsample[0].stride = (first_stage_stride, first_stage_stride)
     for block in module.modules():
-        if stride_in_1x1 and isinstance(block, Bottleneck):
+        if stride_in_1x1 and hasattr(block, "conv3"):
             block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
     return module
 

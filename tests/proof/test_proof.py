@@ -44,8 +44,9 @@ def pytorch():
 
 
 def test_the_proofs_cover_every_part():
-    assert len(PROOFS) == 8
-    models = {name: resnet_jax.create_model(name) for name in PROOFS}
+    assert len(PROOFS) == 10
+    records = [record_file.load(FOLDER / f"{name}.safetensors") for name in PROOFS]
+    models = [resnet_jax.create_model(record.name, **record.fields) for record in records]
     for field, values in {
         "stem": {"imagenet", "deep", "deep_tiered", "cifar"},
         "shortcut": {"A", "B", "avg"},
@@ -53,13 +54,15 @@ def test_the_proofs_cover_every_part():
         "norm": {"batch", "group"},
         "groups": {1, 32},
         "stem_pool": {None, "conv"},
+        "stride_in_1x1": {False, True},
+        "first_stage_stride": {1, 2},
     }.items():
-        assert {getattr(model, field) for model in models.values()} == values
-    assert {str(model.attn) for model in models.values()} >= {"se", "eca", "None"}
+        assert {getattr(model, field) for model in models} == values
+    assert {str(model.attn) for model in models} >= {"se", "eca", "None"}
 
 
 # Checked in `make test`; the other recorded networks in `make parity`.
-SHARE = {"cifar_resnet20", "ecaresnet26t", "resnet50_gn", "resnetblur18", "resnetrs50"}
+SHARE = {"resnet18_strides", "resnet50_strides", "cifar_resnet20", "ecaresnet26t", "resnet50_gn", "resnetblur18", "resnetrs50"}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +73,7 @@ def test_each_proof_holds_in_float64(name):
     assert path.stat().st_size <= 2e6
     report = recorded.check(path, dtypes=["float64"])
     assert report.passed, report.table()
-    assert report.name == name
+    assert name in (report.name, f"{report.name}_strides")
     assert {"torch", "torchvision", "timm"} <= report.peers.keys()
     even, odd, train = dict.fromkeys(row.size for row in report.rows)
     assert [int(side) % 2 for side in even.split("x")] == [0, 0]
