@@ -99,8 +99,8 @@ class ResNet(nn.Module):
       drop_rate: dropout before `fc`.
       drop_path_rate: stochastic depth of the last block; earlier ones have less, linearly down to 0 in the first.
       drop_block_rate: DropBlock's rate in `layer3` (a quarter of it) and `layer4`.
-      stride_in_1x1: the stride of a `Bottleneck` sits on its first 1x1 convolution, as in He et al. 2015, Caffe's weights
-        and many detectors', and not on its 3x3, as in PyTorch. Tensors do not tell which of the two they are for.
+      stride_in_1x1: the stride of a `Bottleneck` sits on its first 1x1 convolution, as in He et al. 2015, in Caffe's
+        weights and many detectors', and not on its 3x3, as in PyTorch. Tensors do not tell which of the two it was.
       first_stage_stride: 2 makes `layer1` halve its maps too (transformers' `downsample_in_first_stage`).
       zero_init_residual: start each block's last norm scale at 0 (torchvision's default is False, timm's True).
       norm: "batch", "batch_unbiased" (PyTorch's running variance), "group", or a callable that builds a norm layer.
@@ -276,8 +276,8 @@ class ResNet(nn.Module):
             raise ValueError(f"output_stride must be 8, 16 or 32, or None for no dilation, got {output_stride}.")
         if output_stride in (8, 16) and reached <= output_stride:
             raise ValueError(
-                f"output_stride={output_stride} has no effect: a stem of stride {stem_stride} and {len(strides)} stages "
-                f"do not go beyond {reached}."
+                f"output_stride={output_stride} has no effect: a stem of stride {stem_stride} and {len(strides)} stages"
+                f" do not go beyond {reached}."
             )
         found = []
         net_stride, dilation = stem_stride, 1

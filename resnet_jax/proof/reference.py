@@ -35,7 +35,8 @@ def torch_reference(
       num_classes: width of the head, where it is not the network's own.
       library: "torchvision" or "timm". By default torchvision where it has the network, else timm; for the networks
         that only the paper has, torchvision's `BasicBlock` put together as He et al. 2015 describes.
-      stride_in_1x1, first_stage_stride: as the fields of `ResNet`, which neither library has: its strides are moved.
+      stride_in_1x1: as the field of `ResNet`, which neither library has: the library's strides are moved.
+      first_stage_stride: likewise.
       seed: of the weights.
       **kwargs: further arguments of the library's builder.
 

@@ -78,7 +78,7 @@ def test_dilation_takes_the_stride_of_the_1x1_too(x64):
     ("name", "fields", "message"),
     [
         ("resnet18", {"stride_in_1x1": True}, "BasicBlock has no 1x1 convolution"),
-        ("resnetaa50", {"stride_in_1x1": True}, "anti_alias takes the stride of a 3x3 convolution over"),
+        ("resnetaa50", {"stride_in_1x1": True}, "anti_alias takes over the stride of a 3x3 convolution"),
         ("resnet50", {"first_stage_stride": 3}, "first_stage_stride=3 must be 1 or 2"),
         ("resnet50", {"stride_in_1x1": 1}, "stride_in_1x1=1 must be True or False"),
     ],
