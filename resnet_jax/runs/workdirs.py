@@ -1,4 +1,4 @@
-"""The folder of a run, and the files that say which run it is: config.json, and run.json with each of its starts."""
+"""The folder of a run, and the files that say which run it is: config.json, classes.json, run.json with its starts."""
 
 import contextlib
 import datetime
@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 STARTS = "run.json"
+CLASSES = "classes.json"
 LOCK = ".lock"
 KEPT_STARTS = 1000
 
@@ -120,21 +121,71 @@ def load_config(workdir: str) -> dict[str, Any]:
     content = storage.read_if_there(path := epath.Path(workdir).expanduser() / CONFIG)
     if content is None:
         raise FileNotFoundError(f"{workdir} holds no {CONFIG}: it is not the workdir of a run.")
-    return _parse(path, content)
+    config: dict[str, Any] = _parse(path, content)
+    return config
 
 
-def find_config(folder: epath.PathLike) -> dict[str, Any] | None:
-    """The config of a workdir; None if `folder` is none, as others put a config.json beside weights, too."""
-    path = epath.Path(folder) / CONFIG
-    if not path.is_file():
+def find_run(place: epath.PathLike) -> tuple[dict[str, Any], tuple[str, ...] | None] | None:
+    """Config and class names of the run that `place` is of: its workdir, or one of its checkpoints.
+
+    None if it is of no run, as others put a config.json beside weights, too. Runs of before there was the file have no
+    names (None).
+
+    Raises:
+      ValueError: a file of the run is damaged.
+    """
+    folder = epath.Path(place)
+    for workdir in (folder, folder.parent.parent):
+        path = workdir / CONFIG
+        if workdir == folder or folder.parent.name == "checkpoints":
+            config = _parse(path, path.read_bytes()) if path.is_file() else {}
+            if isinstance(config, dict) and {"model", "data"} <= set(config):
+                return config, load_class_names(str(workdir))
+    return None
+
+
+def keep_class_names(workdir: str, names: Sequence[str], *, writes: bool = True) -> None:
+    """Writes the names of the classes, in the order of the logits, into a run's folder; once there, they stay.
+
+    Args:
+      workdir: the folder of the run.
+      names: those of the data.
+      writes: False on every process but the first: it only compares.
+
+    Raises:
+      ValueError: the run has been trained on classes of other names.
+      NotWritten: disk full, no permission, bucket gone.
+    """
+    there = load_class_names(workdir)
+    if there is None and writes:
+        storage.write_whole(epath.Path(workdir) / CLASSES, (json.dumps(list(names), indent=0) + "\n").encode())
+    if there is not None and there != tuple(names):
+        odd = next((i for i, pair in enumerate(zip(there, names, strict=False)) if pair[0] != pair[1]), len(there))
+        theirs, ours = ((*there, "nothing")[min(odd, len(there))], (*names, "nothing")[min(odd, len(names))])
+        raise ValueError(
+            f"{workdir} was trained on {len(there)} classes of other names than the {len(names)} of the data now: class "
+            f"{odd} was {theirs!r} and is {ours!r}. Give it the data of its start, or use another --workdir."
+        )
+
+
+def load_class_names(workdir: str) -> tuple[str, ...] | None:
+    """The names of a run's classes, in the order of the logits; None of a run from before they were kept.
+
+    Raises:
+      ValueError: the file is there, and holds no list of names.
+    """
+    text = storage.read_if_there(path := epath.Path(workdir) / CLASSES)
+    if text is None:
         return None
-    config = json.loads(path.read_bytes())
-    return config if {"model", "data"} <= set(config) else None
+    names = _parse(path, text)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path} does not hold the names of a run's classes: move it away.")
+    return tuple(names)
 
 
-def _parse(path: epath.Path, content: bytes) -> dict[str, Any]:
+def _parse(path: epath.Path, content: bytes) -> Any:
     try:
-        config: dict[str, Any] = json.loads(content)
+        config = json.loads(content)
     except ValueError as error:
         raise ValueError(
             f"{path} is damaged ({error}): move it away, and start with the very config of that run to continue it."

@@ -49,6 +49,7 @@ def adapt(
     variables: Mapping[str, Any],
     *,
     in_channels: int = 3,
+    channels: Sequence[int] | None = None,
     waive: Sequence[str] = (),
     key: jax.Array | None = None,
 ) -> tuple[Variables, Diff]:
@@ -65,13 +66,15 @@ def adapt(
     initialised     2  params.fc.bias, params.fc.kernel
     left over       2  params.fc.bias, params.fc.kernel
 
-    The first convolution follows timm's rule: one channel takes the sum over the given ones; more repeat them and are
+    The first convolution follows timm's rule: one channel takes the sum over three; more repeat the given ones and are
     scaled by given / wanted, so that the response to a grey image stays. The output stride is no parameter.
 
     Args:
       model: the network that is to take the variables.
       variables: those of a network that differs in some parts, e.g. what `from_torch` gives.
       in_channels: channels of the images that the model will see.
+      channels: which of the given channels these are, in the order of the images' (`(3, 2, 1)` of 13 bands). Needed
+        where there are fewer than the weights have, but for grey images and weights of RGB.
       waive: modules (`fc`, `layer4.0.se`) that may be initialised anew, left over, or both.
       key: of `jax.random`, for what is initialised; by default `jax.random.key(0)`.
 
@@ -81,7 +84,8 @@ def adapt(
 
     Raises:
       ConversionError: a variable without a counterpart of its shape, outside the waived modules.
-      ValueError: a waived name that neither network has.
+      ValueError: a waived name that neither network has; fewer channels, without saying which; channels that are not
+        among those given.
     """
     if unknown := variables.keys() - {"params", "batch_stats"}:
         raise ConversionError(
@@ -102,10 +106,12 @@ def adapt(
     _check_waived(waive, [*given, *wanted])
     result = {path: given[path] for path in wanted if path in given and given[path].shape == wanted[path].shape}
     adapted = {
-        path: _fit_channels(given[path], in_channels)
+        path: _fit_channels(given[path], in_channels, channels)
         for path in wanted.keys() & given.keys() - result.keys()
         if ".".join(path[1:-1]) in FIRST_CONVS and _differ_in_channels(given[path].shape, wanted[path].shape)
     }
+    if channels is not None and not adapted:
+        raise ValueError(f"channels={tuple(channels)} choose among more, but the weights have {in_channels} as well.")
     initialised = wanted.keys() - result.keys() - adapted.keys()
     left_over = given.keys() - result.keys() - adapted.keys()
     refused = sorted(path for path in initialised | left_over if not in_modules(path, waive))
@@ -161,13 +167,24 @@ def _differ_in_channels(given: tuple[int, ...], wanted: tuple[int, ...]) -> bool
     return (*given[:2], given[3]) == (*wanted[:2], wanted[3])
 
 
-def _fit_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """`[h, w, given, out] -> [h, w, channels, out]`."""
+def _fit_channels(kernel: np.ndarray, wanted: int, channels: Sequence[int] | None) -> np.ndarray:
+    """`[h, w, given, out] -> [h, w, wanted, out]`."""
     given = kernel.shape[2]
-    if channels == 1:
+    if channels is not None:
+        if len(channels) != wanted or not all(0 <= channel < given for channel in channels):
+            raise ValueError(
+                f"channels={tuple(channels)} must be {wanted} of 0..{given - 1}, one for each channel of the images."
+            )
+        return np.take(kernel, channels, axis=2)
+    if wanted == 1 and given == 3:
         return kernel.sum(axis=2, keepdims=True, dtype=kernel.dtype)
-    repeated = np.take(kernel, np.arange(channels) % given, axis=2)
-    return (repeated * (given / channels)).astype(kernel.dtype)
+    if wanted < given:
+        raise ValueError(
+            f"the weights are of images with {given} channels, and these have {wanted}: say which of them they are, "
+            f"as channels={tuple(range(wanted))}."
+        )
+    repeated = np.take(kernel, np.arange(wanted) % given, axis=2)
+    return (repeated * (given / wanted)).astype(kernel.dtype)
 
 
 def in_modules(path: Path, modules: Sequence[str]) -> bool:

@@ -6,7 +6,8 @@ part of a name changes, and only kernels change their layout.
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -54,7 +55,7 @@ def from_torch(
     Args:
       model: the network that is to take them, e.g. `resnet50()`.
       state_dict: `{name: tensor}`, NumPy arrays or PyTorch tensors of any dtype, layout and device, under
-        torchvision's names or others that `recognise.native_names` understands. `num_batches_tracked` may be there or
+        torchvision's names or others that `names.native_names` understands. `num_batches_tracked` may be there or
         not; blur-pool filters (`*.filt`) are constants and are passed over.
       dtype: dtype of the result; by default each tensor keeps its own.
       allow_nonfinite: take NaN, infinities and negative variances, bit for bit.
@@ -66,7 +67,15 @@ def from_torch(
       ConversionError: tensors are missing, left over, or of another shape; all are named in one message. Or the result
         would hold NaN, infinities or negative variances (see `finite`).
     """
-    tensors = {name: as_numpy(tensor) for name, tensor in native_names(state_dict).items()}
+    _check_is_flat(state_dict)
+    return from_native(model, native_names(state_dict), dtype=dtype, allow_nonfinite=allow_nonfinite)
+
+
+def from_native(
+    model: ResNet, state_dict: Mapping[str, Any], *, dtype: Any = None, allow_nonfinite: bool = False
+) -> Variables:
+    """`from_torch`, of tensors whose names are torchvision's by now."""
+    tensors = {name: as_numpy(tensor) for name, tensor in state_dict.items()}
     paths = _paths(model, input_channels(tensors))
     shapes = {_torch_name(path): _torch_shape(path, shape) for path, shape in paths.items()}
     _check(model, {name: tensor.shape for name, tensor in tensors.items()}, shapes, "the state_dict")
@@ -93,7 +102,7 @@ def without_model(state_dict: Mapping[str, Any]) -> Variables:
     They are for `adapt`, which is as strict as `from_torch`, and takes what is of another network in some parts.
 
     Args:
-      state_dict: as for `from_torch`.
+      state_dict: tensors under torchvision's names, as `native_names` gives them.
 
     Returns:
       `{'params': ..., 'batch_stats': ...}`, NumPy arrays, which may share memory with `state_dict`.
@@ -102,7 +111,7 @@ def without_model(state_dict: Mapping[str, Any]) -> Variables:
       ConversionError: a name ends as none of a ResNet's does.
     """
     variables = {}
-    for name, tensor in native_names(state_dict).items():
+    for name, tensor in state_dict.items():
         array = as_numpy(tensor)
         path = _flax_path(name, array.ndim)
         variables[path] = array.transpose(TO_FLAX[array.ndim]) if path[-1] == "kernel" else array
@@ -167,6 +176,18 @@ def to_torch(model: ResNet, variables: Mapping[str, Any], *, allow_nonfinite: bo
 def torch_named(variables: Mapping[str, Any]) -> dict[str, Any]:
     """The leaves of a tree of variables as they are, in Flax's layout, under the names that PyTorch has for them."""
     return {_torch_name(path): leaf for path, leaf in flatten_dict(dict(variables)).items()}
+
+
+def native(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Any network's variables under torchvision's names and in its layout, as views where that is possible."""
+    return {
+        _torch_name(path): _in_layout_of_torch(path, as_numpy(leaf))
+        for path, leaf in flatten_dict(dict(variables)).items()
+    }
+
+
+def _in_layout_of_torch(path: tuple[str, ...], leaf: np.ndarray) -> np.ndarray:
+    return leaf.transpose(TO_TORCH[leaf.ndim]) if path[-1] == "kernel" and leaf.ndim in TO_TORCH else leaf
 
 
 def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -245,6 +266,26 @@ def _definition_order(path: tuple[str, ...]) -> list[tuple[int, int, str]]:
 # Errors -------------------------------------------------------------------------------------------------
 
 
+def _check_is_flat(state_dict: Any) -> None:
+    """Refuses what people give in place of `{name: tensor}`, with what to give."""
+    if isinstance(state_dict, str | os.PathLike):
+        raise ConversionError(
+            f"from_torch takes {{name: tensor}}, got the path {os.fspath(state_dict)!r}: give load_state_dict(PATH), or "
+            "load_pretrained(PATH) finds the network as well."
+        )
+    if not isinstance(state_dict, Mapping):
+        way = "give its state_dict()" if hasattr(state_dict, "state_dict") else "give a state_dict"
+        raise ConversionError(f"from_torch takes {{name: tensor}}, got a {type(state_dict).__name__}: {way}.")
+    nested = [name for name, value in state_dict.items() if not hasattr(value, "shape")]
+    if nested:
+        inner = [name for name in nested if isinstance(state_dict[name], Mapping)]
+        way = f"give what stands under {inner[0]!r}" if inner else "give the tensors alone"
+        raise ConversionError(
+            f"from_torch takes {{name: tensor}}, and under {nested[0]!r} stands a "
+            f"{type(state_dict[nested[0]]).__name__}: {way}."
+        )
+
+
 def _check(
     model: ResNet,
     found: Mapping[str, tuple[int, ...]],
@@ -264,7 +305,7 @@ def _check(
     blocks = dict.fromkeys(_block_name(block) for block in np.ravel(np.array(model.block, object)))
     described = f"{'/'.join(blocks)} x {tuple(model.stage_sizes)}, {model.num_classes} classes"
     raise ConversionError(
-        f"{source} does not fit the model ({described}):\n" + "\n".join(lines) + f"\n{_way_out(found, missing, other)}"
+        "\n".join([f"{source} does not fit the model ({described}):", *lines, _way_out(found, missing, left_over, other)])
     )
 
 
@@ -278,8 +319,16 @@ def _listed(title: str, names: Iterable[str], line: Any, most: int = 8) -> list[
     return [f"  {title} ({len(names)}):", *(f"    {line(name)}" for name in names[:most]), *rest] if names else []
 
 
-def _way_out(found: Mapping[str, tuple[int, ...]], missing: Iterable[str], other: Iterable[str]) -> str:
-    if not missing and other and all("fc." in name for name in other):
-        bias = next(shape for name, shape in found.items() if name.endswith("fc.bias"))
+def _way_out(
+    found: Mapping[str, tuple[int, ...]], missing: Collection[str], left_over: Collection[str], other: Collection[str]
+) -> str:
+    odd = [*missing, *left_over, *other]
+    if all("fc." in name for name in odd):
+        bias = next((shape for name, shape in found.items() if name.endswith("fc.bias")), (0,))
         return f"Only the head differs: build the model with num_classes={bias[0]}."
-    return "These are the weights of another network: build the one that they belong to (resnet_jax.list_models())."
+    same = len(found) - len(left_over) - len(other)
+    if same < len(odd):
+        return "These are the weights of another network: build the one that they belong to (resnet_jax.list_models())."
+    if not left_over and not other:
+        return f"The other {same} fit, so the file is not whole, or was written by a network without these."
+    return f"The other {same} fit, so the network is nearly the one: change the fields of the model that these belong to."

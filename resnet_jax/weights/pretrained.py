@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from resnet_jax import compiler
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variants import create_model
-from resnet_jax.weights import convert, finite, recognise
+from resnet_jax.weights import convert, finite
 from resnet_jax.weights.adapt import adapt
 from resnet_jax.weights.files import formats
 from resnet_jax.weights.published import timm_config
+from resnet_jax.weights.resolve import resolve
 from resnet_jax.weights.sources import CONFIG, WEIGHTS, locate
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ def load_pretrained(
     *,
     num_classes: int | None = None,
     in_chans: int | None = None,
+    channels: Sequence[int] | None = None,
+    network: str | None = None,
+    ema: bool | None = None,
+    prefix: str | None = None,
+    drop: str | Sequence[str] = (),
     key: jax.Array | None = None,
     sharding: Any = None,
     allow_nonfinite: bool = False,
@@ -46,10 +52,17 @@ def load_pretrained(
 
     Args:
       source: a tag of `list_pretrained`; "hf-hub:ORG/REPO", with "@REVISION" after it if need be; a URL of a `.pth` or
-        `.safetensors` file; such a file; a folder of `save_pretrained` or of timm's. A tag wins over a file of its
-        name, which is reached as "./NAME".
+        `.safetensors` file; such a file; a folder of `save_pretrained`, of timm's or of transformers'; the workdir of a
+        run, one of its checkpoints, or exported variables. A tag wins over a file of its name, which is reached as
+        "./NAME".
       num_classes: another width of the head: a new one is initialised. 0 leaves it out.
       in_chans: another number of input channels: the first convolution is fitted by timm's rule (see `adapt`).
+      channels: which of the file's channels are taken, in the order of the images'; needed where there are fewer.
+      network: the network's name, where the source does not state it: what it says by its tensors may leave it open.
+      ema: the moving average of the weights. By default that of a run which kept one, as it is what the run evaluated,
+        and not that of anybody else's file.
+      prefix: of several networks in a file, the one under this name ("teacher.backbone").
+      drop: names, or one, of parts of the file to leave out, such as a head of several layers ("fc").
       key: of `jax.random`, for what is initialised; by default `jax.random.key(0)`.
       sharding: of the variables, or a tree of shardings; by default they lie on the default device.
       allow_nonfinite: take NaN, infinities and negative variances too.
@@ -68,15 +81,12 @@ def load_pretrained(
     """
     found = locate(source)
     changes = overrides | ({} if num_classes is None else {"num_classes": num_classes})
-    create_model(found.name or "resnet50", **changes)  # refuses a bad override before anything is downloaded
-    file = found.fetch()
-    tensors = formats.load_state_dict(file)
-    name, arguments = (found.name, found.arguments) if found.name else recognise.identify(tensors)
-    model = create_model(name, **arguments)
-    variables = convert.from_torch(model, tensors, allow_nonfinite=True)  # they are looked at as they will be used
-    if changes or in_chans is not None:
-        before, model = model, create_model(name, **(dict(arguments) | changes))
-        variables = _fit(before, model, variables, in_chans, key)
+    create_model(network or found.name or "resnet50", **changes)  # refuses a bad one before anything is downloaded
+    opened = resolve(found, name=network, fields=_deciding(overrides), ema=ema, prefix=prefix, drop=drop)
+    before, variables = opened.network()  # values are looked at as they will be used
+    model = before.clone(**changes)
+    if model != before or in_chans is not None:
+        variables = _fit(before, model, variables, in_chans, channels, key)
     variables = _in_dtypes_of(model, variables)
     if not allow_nonfinite:
         finite.refuse(convert.torch_named(variables), str(source), convert.ALLOW)
@@ -128,13 +138,26 @@ def save_pretrained(
 # The parts ----------------------------------------------------------------------------------------------
 
 
+# Fields that choose among networks of the same tensors, or of nearly the same, when a file does not state its own.
+DECIDING = ("stride_in_1x1", "first_stage_stride", "anti_alias", "act", "shortcut", "stem", "stem_pool", "output_stride")
+
+
+def _deciding(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    return {field: value for field, value in overrides.items() if field in DECIDING}
+
+
 def _fit(
-    before: ResNet, model: ResNet, variables: convert.Variables, in_chans: int | None, key: jax.Array | None
+    before: ResNet,
+    model: ResNet,
+    variables: convert.Variables,
+    in_chans: int | None,
+    channels: Sequence[int] | None,
+    key: jax.Array | None,
 ) -> convert.Variables:
     given = next(variables["params"][name] for name in variables["params"] if name.startswith("conv1"))
     given = given.get("0", given)["kernel"].shape[2]
     waive = ["fc"] if model.num_classes != before.num_classes else []
-    fitted, diff = adapt(model, variables, in_channels=in_chans or given, waive=waive, key=key)
+    fitted, diff = adapt(model, variables, in_channels=given if in_chans is None else in_chans, channels=channels, waive=waive, key=key)
     if diff.adapted or diff.initialised or diff.left_over:
         logger.warning("the network differs from the weights:\n%s", diff)
     return fitted

@@ -6,16 +6,16 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from resnet_jax.models.variants import VARIANTS, create_model
+from resnet_jax.models.variants import ALIASES, VARIANTS, create_model
 from resnet_jax.weights.convert import input_channels, torch_shapes
 from resnet_jax.weights.errors import ConversionError
-from resnet_jax.weights.names import native_names
-
-__all__ = ["identify", "native_names"]
+from resnet_jax.weights.names import DETECTRON2, TRANSFORMERS, Renamed, rename
 
 logger = logging.getLogger(__name__)
 
 Shapes = Mapping[str, tuple[int, ...]]
+# What stands beside the backbone in torchvision's and mmsegmentation's networks.
+SEGMENTATION = {"classifier", "aux_classifier", "decode_head", "auxiliary_head"}
 
 
 class Candidate(NamedTuple):
@@ -24,6 +24,30 @@ class Candidate(NamedTuple):
     name: str
     fields: dict[str, Any]
     differences: int
+
+
+class LeftOpen(NamedTuple):
+    """Something that tensors do not tell: the field of `ResNet` that decides, and a sentence on it."""
+
+    decides: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+class Identity(NamedTuple):
+    """What the tensors of a file tell of their network.
+
+    Attributes:
+      name: one of `list_models()`.
+      fields: of `ResNet`, that differ from that entry of the table.
+      left_open: what they do not tell.
+    """
+
+    name: str
+    fields: dict[str, Any]
+    left_open: tuple[LeftOpen, ...]
 
 
 def identify(tensors: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -42,18 +66,68 @@ def identify(tensors: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     Raises:
       ConversionError: no entry, or more than one, has these tensors; those that come near are named.
     """
-    native = native_names(tensors)
+    renamed = rename(tensors)
+    renamed.log()
+    found = identify_renamed(renamed)
+    for item in found.left_open:
+        logger.warning("%s", item)
+    return found.name, found.fields
+
+
+def identify_renamed(renamed: Renamed) -> Identity:
+    """`identify`, of tensors whose names are torchvision's by now; it logs nothing.
+
+    Raises:
+      ConversionError: as there.
+    """
+    native = renamed.tensors
     found = {name: tuple(tensor.shape) for name, tensor in native.items()}
     near = sorted(_candidates(found, input_channels(native)), key=lambda candidate: candidate.differences)
     matches = [candidate for candidate in near if not candidate.differences]
-    if any(name.endswith(".filt") for name in tensors):  # blur-pool's constant, in old files of timm's
+    if renamed.blurred:
         matches = [candidate for candidate in matches if VARIANTS[candidate.name].get("anti_alias") == "blur"]
     plain = [candidate for candidate in matches if _is_plain(candidate.name)] or matches
     if len(plain) != 1:
         raise ConversionError(_message(found, plain, near))
-    if others := [candidate.name for candidate in matches if candidate != plain[0]]:
-        logger.warning("taken for %s; %s would have the same tensors", plain[0].name, " and ".join(others))
-    return plain[0].name, plain[0].fields
+    taken, others = plain[0], [candidate.name for candidate in matches if candidate != plain[0]]
+    alike = [
+        LeftOpen("anti_alias", f"taken for {taken.name}; {' and '.join(others)} would have the same tensors: say which")
+    ]
+    return Identity(taken.name, taken.fields, (*alike * bool(others), *left_open(taken.fields, renamed)))
+
+
+def left_open(fields: Mapping[str, Any], renamed: Renamed) -> Iterator[LeftOpen]:
+    """What neither tensors nor names tell of a network of such `fields`."""
+    if fields.get("stem") == "cifar":
+        yield LeftOpen(
+            "stem_pool",
+            "the first convolution is 3x3: taken for stem='cifar', with stride 1 and no pool; the tensors would be the "
+            "same with stem_pool='max'",
+        )
+    if renamed.whose == DETECTRON2 and "layer1.0.conv3.weight" in renamed.tensors:
+        yield LeftOpen(
+            "stride_in_1x1",
+            "detectron2's names do not tell where the stride is: taken for stride_in_1x1=False, as in its torchvision "
+            "weights; those of MSRA's and what was trained from them have stride_in_1x1=True",
+        )
+    if renamed.whose == TRANSFORMERS:
+        yield LeftOpen(
+            "first_stage_stride",
+            "transformers' names do not tell what its config.json does: taken for its default, "
+            "first_stage_stride=1 and stride_in_1x1=False",
+        )
+    if SEGMENTATION & {group.rpartition(".")[2] for group in renamed.passed_over}:
+        yield LeftOpen(
+            "output_stride",
+            "beside it stand the parts of a segmentation network, whose backbone is often dilated: taken for "
+            "output_stride=None; the tensors would be the same with 8 or 16",
+        )
+
+
+def overrides(name: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the network `name`, beside those of the table, that its tensors tell."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    return _overrides(VARIANTS[ALIASES.get(name, name)], shapes)
 
 
 def _candidates(found: Shapes, channels: int) -> Iterator[Candidate]:

@@ -9,7 +9,9 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from resnet_jax.weights.published import download, registry, timm_config
+from resnet_jax.weights import convert
+from resnet_jax.weights.files import formats
+from resnet_jax.weights.published import download, registry, timm_config, transformers_config
 
 if TYPE_CHECKING:
     from resnet_jax.data.transforms import Preprocessing
@@ -19,54 +21,106 @@ logger = logging.getLogger(__name__)
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # What a repository or a folder may call its weights, the best first.
 WEIGHT_FILES = (WEIGHTS, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
-SOURCES = 'a tag ("resnet50.tv2_in1k"), "hf-hub:ORG/REPO", a URL, a file or a folder'
+# The index of a sharded file, in a repository.
+INDEX = "model.safetensors.index.json"
+SOURCES = 'a tag ("resnet50.tv2_in1k"), "hf-hub:ORG/REPO", a URL, a file, a folder or the workdir of a run'
+# Parts of `from_config`'s that say how images are prepared; without any of them nothing is stated.
+OF_IMAGES = ("crop_pct", "interpolation", "mean", "std", "resize_size", "crop_mode")
+
+
+class NotStated(ValueError):
+    """A source says nothing of what is asked for: no preprocessing, no names of classes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where weights are, and what is known of their network before they are there.
+    """Where weights are, and what is stated of them before they are read.
 
     Attributes:
-      name: of the network, if it is known.
+      text: as it was given.
+      name: of the network, if it is stated.
       arguments: of `create_model`.
-      config: timm's `pretrained_cfg`, or what is like it.
-      label_names: of the classes, if they are known.
-      fetch: gives the file, and downloads it if need be.
+      fetch: gives the file or folder, and downloads it if need be.
+      images: gives what is stated of images, as `registry.from_config` takes it; may raise.
+      label_names: of the classes, if they are stated.
+      run: the config of the run that it is of.
     """
 
+    text: str
     name: str | None
     arguments: Mapping[str, Any]
-    config: Mapping[str, Any]
-    label_names: Sequence[str] | None
     fetch: Callable[[], pathlib.Path]
+    images: Callable[[], Mapping[str, Any]] = dict
+    label_names: Sequence[str] | None = None
+    run: Mapping[str, Any] | None = None
+
+    def read(self, *, ema: bool = False) -> dict[str, Any]:
+        """`{name: array}` as the file has it, or, of what this library wrote itself, under torchvision's names.
+
+        Args:
+          ema: the moving average of the weights.
+
+        Raises:
+          WeightFileError: it cannot be read, or has no average.
+          DownloadError: it could not be had.
+          NoAverage: it is a run or folder of ours that keeps none.
+        """
+        place = self.fetch()
+        if formats.holds_weights(place):
+            return dict(formats.load_state_dict(place, ema=ema))
+        from resnet_jax.weights.files import orbax_folder  # Orbax takes a second to import, and files do without it
+
+        return convert.native(orbax_folder.load_variables(str(place), ema=ema))
+
+    def preprocessing(self, *, train: bool = False) -> "Preprocessing":
+        """What is stated of images.
+
+        Raises:
+          NotStated: nothing, or not all.
+          ValueError: something that is not supported here.
+        """
+        try:
+            stated = self.images()
+            if not any(stated.get(key) is not None for key in OF_IMAGES):
+                raise NotStated(f"{self.text} does not say how images are to be prepared.")
+            if missing := [key for key in ("input_size", "interpolation", "mean", "std") if stated.get(key) is None]:
+                raise ValueError(f"it states how images are prepared, but not {', '.join(missing)}.")
+            return registry.from_config(stated, train=train)
+        except NotStated:
+            raise
+        except ValueError as error:
+            raise ValueError(f"{self.text}: {error}") from error
 
 
 def locate(source: str | os.PathLike[str]) -> Source:
     """Finds out what `source` stands for. Of a repository it downloads the configuration, and else nothing.
 
     Raises:
-      ValueError: it stands for nothing.
+      ValueError: it stands for nothing, or its configuration states a network that this library does not have.
     """
     text = os.fspath(source)
     scheme, _, rest = text.partition(":")
-    if scheme in ("hf-hub", "hf_hub"):
-        return _repository(rest)
-    if scheme in ("http", "https"):
-        return Source(None, {}, {}, None, functools.partial(download.from_url, text))
+    if scheme.lower() in ("hf-hub", "hf_hub"):
+        return _repository(text, rest)
+    if scheme.lower() in ("http", "https"):
+        return Source(text, None, {}, functools.partial(download.from_url, text))
     tag = text.removeprefix("timm/")
     if isinstance(source, str) and registry.is_tag(tag):
-        return _tag(registry.get_pretrained(tag))
-    path = pathlib.Path(text.removeprefix("local-dir:")).expanduser()
-    if path.is_dir():
-        return _folder(path)
+        return _tag(text, registry.get_pretrained(tag))
+    place = rest if scheme.lower() == "local-dir" else text
+    if not place:
+        raise ValueError(f"{text!r} names no source: give {SOURCES}.")
+    path = pathlib.Path(place).expanduser()
+    if "://" in place or path.is_dir():
+        return _folder(text, path)
     if path.is_file():
-        return Source(None, {}, {}, None, lambda: path)
-    if not isinstance(source, str) or os.sep in text or text.endswith(download.SUFFIXES):
+        return _file(text, path)
+    if not isinstance(source, str) or os.sep in text or text.lower().endswith(download.SUFFIXES) or place != text:
         raise ValueError(f"{text}: there is no such file or folder; give {SOURCES}.")
-    return _tag(registry.get_pretrained(text))  # raises, with suggestions
+    return _tag(text, registry.get_pretrained(text))  # raises, with suggestions
 
 
-def _tag(entry: registry.Pretrained) -> Source:
+def _tag(text: str, entry: registry.Pretrained) -> Source:
     def fetch() -> pathlib.Path:
         _announce(entry.tag)
         if entry.repo and entry.file:
@@ -74,7 +128,8 @@ def _tag(entry: registry.Pretrained) -> Source:
         return download.from_url(str(entry.url), entry.sha256)
 
     names = registry.imagenet_names() if entry.num_classes == 1000 else None
-    return Source(entry.architecture, {"num_classes": entry.num_classes}, dataclasses.asdict(entry), names, fetch)
+    images = functools.partial(dataclasses.asdict, entry)
+    return Source(text, entry.architecture, {"num_classes": entry.num_classes}, fetch, images, names)
 
 
 @functools.cache  # once for each
@@ -83,50 +138,100 @@ def _announce(tag: str) -> None:
     logger.warning("weights %s: licence %s (%s)", tag, entry.terms, entry.origin_url or entry.url or entry.repo)
 
 
-def _repository(text: str) -> Source:
-    repo, _, revision = text.partition("@")
+def _repository(text: str, rest: str) -> Source:
+    repo, _, revision = rest.partition("@")
     if repo.startswith("timm/") and registry.is_tag(repo.removeprefix("timm/")) and not revision:
-        return _tag(registry.get_pretrained(repo.removeprefix("timm/")))  # of which more is known
+        return _tag(text, registry.get_pretrained(repo.removeprefix("timm/")))  # of which more is known
     of_revision = functools.partial(download.from_hub, revision=revision or "main")
-    try:
-        config = timm_config.read(of_revision(repo, CONFIG))
-    except download.NoSuchFile:
-        config = {}
+
+    def optional(file: str) -> dict[str, Any]:
+        with contextlib.suppress(download.NoSuchFile):
+            return timm_config.read(of_revision(repo, file))
+        return {}
 
     def fetch() -> pathlib.Path:
         for file in WEIGHT_FILES:
             with contextlib.suppress(download.NoSuchFile):
                 return of_revision(repo, file)
-        raise download.NoSuchFile(f"{text}: the repository has none of {', '.join(WEIGHT_FILES)}.")
+        with contextlib.suppress(download.NoSuchFile):
+            index = of_revision(repo, INDEX)
+            for shard in formats.shards(index):
+                of_revision(repo, shard)
+            return index
+        raise download.NoSuchFile(f"{rest}: the repository has none of {', '.join([*WEIGHT_FILES, INDEX])}.")
 
-    return _configured(config, fetch)
-
-
-def _folder(path: pathlib.Path) -> Source:
-    file = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
-    if file is None:
-        raise ValueError(f"{path}: the folder has none of {', '.join(WEIGHT_FILES)}; give {SOURCES}.")
-    config = timm_config.read(path / CONFIG) if (path / CONFIG).is_file() else {}
-    return _configured(config, lambda: file)
+    return _configured(text, optional(CONFIG), lambda: optional(transformers_config.PROCESSOR), fetch)
 
 
-def _configured(config: Mapping[str, Any], fetch: Callable[[], pathlib.Path]) -> Source:
-    name, arguments = timm_config.network(config)
-    return Source(name, arguments, timm_config.pretrained_config(config), config.get("label_names"), fetch)
+def _folder(text: str, path: pathlib.Path) -> Source:
+    from resnet_jax.runs import workdirs  # for those who have a folder
+
+    if found := workdirs.find_run(str(path)):
+        return _run(text, path, *found)
+    config, processor = (
+        timm_config.read(path / name) if (path / name).is_file() else {}
+        for name in (CONFIG, transformers_config.PROCESSOR)
+    )
+    file = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), path)
+    if file == path and not formats.holds_weights(path) and not _is_of_orbax(path):
+        raise ValueError(f"{text}: the folder holds no weights: it has none of {', '.join(WEIGHT_FILES)}; give {SOURCES}.")
+    return _configured(text, config, lambda: processor, lambda: file)
+
+
+def _is_of_orbax(path: pathlib.Path) -> bool:
+    return "://" in str(path) or (path / "_METADATA").exists()
+
+
+def _run(text: str, path: pathlib.Path, config: Mapping[str, Any], names: Sequence[str] | None) -> Source:
+    """A run, or one of its checkpoints: the network, preprocessing and class names are those of the run."""
+    model, data = config["model"], config["data"]
+    arguments = {field: value for field, value in model["kwargs"].items() if value is not None}
+    # Runs of before there were these keys are evaluated at the size they are trained at, in bilinear.
+    size = data.get("eval_size") or data["image_size"]
+    images = {
+        "input_size": (len(data["mean"]), size, size),
+        "resize_size": data["eval_resize"] or size,
+        "interpolation": data.get("eval_interpolation", "bilinear"),
+        "mean": data["mean"],
+        "std": data["std"],
+    }
+    stated = arguments | {"num_classes": model["num_classes"]}
+    return Source(text, model["name"], stated, lambda: path, lambda: images, names, config)
+
+
+def _file(text: str, path: pathlib.Path) -> Source:
+    """A file, with what `convert` wrote into it of where it comes from."""
+    return _configured(text, formats.provenance(path), dict, lambda: path)
+
+
+def _configured(
+    text: str, config: Mapping[str, Any], processor: Callable[[], Mapping[str, Any]], fetch: Callable[[], pathlib.Path]
+) -> Source:
+    try:
+        if transformers_config.is_of_a_resnet(config):
+            name, arguments = transformers_config.network(config)
+            names: Sequence[str] | None = transformers_config.label_names(config)
+
+            def images() -> Mapping[str, Any]:
+                found = processor()
+                return transformers_config.images(found) if found else {}
+
+            return Source(text, name, arguments, fetch, images, names)
+        given, arguments = timm_config.network(config)
+        names = timm_config.label_names(config)
+    except ValueError as error:
+        raise ValueError(f"{text}: {error}") from error
+    return Source(text, given, arguments, fetch, lambda: timm_config.pretrained_config(config), names)
 
 
 # What is known of it -----------------------------------------------------------------------------------
 
 
-def fetch(source: str | os.PathLike[str]) -> pathlib.Path:
-    """The file of weights of any source of `load_pretrained`, downloaded if it is not in the cache."""
-    return locate(source).fetch()
-
-
 def preprocessing(source: str | os.PathLike[str], *, train: bool = False) -> "Preprocessing":
     """The transform of an image that the weights are evaluated with.
 
-    It is torchvision's own for torchvision's tags, and for timm's that of timm's test size and crop.
+    It is torchvision's own for torchvision's tags, for timm's that of timm's test size and crop, and for a run that of
+    its evaluations.
 
     >>> from resnet_jax import preprocessing
     >>> transform = preprocessing("resnet50.a1_in1k")
@@ -134,27 +239,22 @@ def preprocessing(source: str | os.PathLike[str], *, train: bool = False) -> "Pr
     (288, 288, 'bicubic')
 
     Args:
-      source: a tag of `list_pretrained`, "hf-hub:ORG/REPO", or a folder.
+      source: any of `load_pretrained`'s.
       train: the size and crop of training instead, without augmentation; timm's tags have one.
 
     Raises:
-      ValueError: an unknown source, or one that says nothing of it.
+      ValueError: an unknown source, one that says nothing of it, or states what is not supported here.
     """
     if registry.is_tag(str(source)):
         return registry.preprocessing(str(source), train=train)
-    config = locate(source).config
-    if missing := [
-        field for field in ("input_size", "crop_pct", "interpolation", "mean", "std") if field not in config
-    ]:
-        raise ValueError(f"{source} does not say how images are to be prepared: it has no {', '.join(missing)}.")
-    return registry.from_config(config, train=train)
+    return locate(source).preprocessing(train=train)
 
 
 def class_names(source: str | os.PathLike[str]) -> tuple[str, ...]:
     """Names of the classes, in the order of the logits.
 
     Args:
-      source: a tag of `list_pretrained`, "hf-hub:ORG/REPO", or a folder.
+      source: any of `load_pretrained`'s.
 
     Raises:
       ValueError: an unknown source, or one whose classes have no names here.
@@ -163,5 +263,5 @@ def class_names(source: str | os.PathLike[str]) -> tuple[str, ...]:
         return registry.class_names(str(source))
     names = locate(source).label_names
     if names is None:
-        raise ValueError(f"{source} does not name its classes: save_pretrained(..., label_names=[...]) does.")
+        raise NotStated(f"{source} does not name its classes: save_pretrained(..., label_names=[...]) does.")
     return tuple(names)

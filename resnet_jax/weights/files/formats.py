@@ -4,6 +4,7 @@ What a file is, its contents say and not its suffix. Arrays are views of the fil
 nothing is read twice; do not write into a file (rather than replace it) while its arrays are in use.
 """
 
+import contextlib
 import json
 import logging
 import mmap
@@ -21,7 +22,7 @@ from resnet_jax.weights.errors import WeightFileError
 from resnet_jax.weights.files.pickles import Inert
 from resnet_jax.weights.files.replacing import replacing
 from resnet_jax.weights.files.safetensors_file import read_safetensors
-from resnet_jax.weights.files.torch_file import TorchFile, read_legacy, read_zip
+from resnet_jax.weights.files.torch_file import TorchFile, read_legacy, read_record, read_zip
 from resnet_jax.weights.files.torch_names import Tensor
 from resnet_jax.weights.files.torch_write import write_torch
 
@@ -46,6 +47,8 @@ EMA_CONTAINERS = (
 )
 # How the names of inert tensors begin: sparse, quantised, or of a dtype that NumPy lacks.
 TENSOR_KINDS = ("torch._utils._rebuild_", "a tensor of ")
+# The record, in safetensors' metadata or in PyTorch's zip, of where the weights of a file come from.
+PROVENANCE = "resnet_jax"
 # Largest index of a sharded file that is parsed; that of a ResNet of a thousand layers has a fifth of this.
 MAX_INDEX = 2 << 20
 
@@ -78,10 +81,17 @@ def load_state_dict(path: str | os.PathLike[str], *, ema: bool = False) -> dict[
         raise WeightFileError(f"{path}: it cannot be read ({error.strerror or error}).") from error
 
 
-def save_state_dict(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
+def save_state_dict(
+    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], provenance: Mapping[str, Any] | None = None
+) -> None:
     """Writes a `.safetensors` file, or one that `torch.load(weights_only=True)` reads (`.pth`, `.pt`, `.th`, `.bin`).
 
     It is written whole or not at all: an older file of that name stays until the new one is safe.
+
+    Args:
+      path: the file.
+      arrays: of the weights, under PyTorch's names.
+      provenance: what `provenance` reads again and PyTorch passes over: JSON, beside the tensors in the file.
 
     Raises:
       WeightFileError: another suffix, or a dtype that the format does not have.
@@ -93,11 +103,35 @@ def save_state_dict(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarra
         raise WeightFileError(f"{path}: weights are written to a disk; write them there and copy them to the bucket.")
     file.parent.mkdir(parents=True, exist_ok=True)
     plain = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    said = {PROVENANCE: json.dumps(provenance)} if provenance else {}
     with replacing(file) as temporary:
         if file.suffix == ".safetensors":
-            safetensors.numpy.save_file(plain, temporary, metadata={"format": "pt"})
+            safetensors.numpy.save_file(plain, temporary, metadata={"format": "pt"} | said)
         else:
-            write_torch(temporary, plain)
+            write_torch(temporary, plain, said)
+
+
+def provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `save_state_dict` was given of where the weights come from; {} in files of others, and in damaged ones."""
+    with contextlib.suppress(OSError, ValueError, safetensors.SafetensorError):
+        data = _mapped(pathlib.Path(path))
+        if bytes(data[8:9]) == b"{":
+            with safetensors.safe_open(path, framework="np") as opened:
+                text = (opened.metadata() or {}).get(PROVENANCE, "{}")
+        else:
+            text = read_record(data, PROVENANCE)
+        found = json.loads(text)
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def shards(index: pathlib.Path) -> list[str]:
+    """The files that the index of a sharded file names.
+
+    Raises:
+      WeightFileError: it is no such index.
+    """
+    return sorted(set(_weight_map(_mapped(index)).values()))
 
 
 def holds_weights(path: str | os.PathLike[str]) -> bool:
@@ -184,14 +218,8 @@ def _what_it_is(head: bytes) -> str:
 
 
 def _load_sharded(index: pathlib.Path, data: memoryview) -> dict[str, np.ndarray]:
-    """The tensors of several files beside `index`, a JSON file with `{"weight_map": {tensor: file}}`."""
-    try:
-        parsed = json.loads(bytes(data).decode()) if len(data) <= MAX_INDEX else None
-    except (ValueError, RecursionError) as error:
-        raise WeightFileError("it begins like an index in JSON, and is none: download it again.") from error
-    places = parsed.get("weight_map") if isinstance(parsed, dict) else None
-    if not isinstance(places, dict) or not places or not all(isinstance(shard, str) for shard in places.values()):
-        raise WeightFileError('it is JSON, but not the index of a sharded file, {"weight_map": {tensor: file}}.')
+    """The tensors of several files beside `index`."""
+    places = _weight_map(data)
     arrays: dict[str, np.ndarray] = {}
     for shard in sorted(set(places.values())):
         # A bare name: an index must not reach into other folders.
@@ -203,6 +231,18 @@ def _load_sharded(index: pathlib.Path, data: memoryview) -> dict[str, np.ndarray
             raise WeightFileError(f"its part {shard!r} does not hold the tensors that it says: download both again.")
         arrays |= found
     return arrays
+
+
+def _weight_map(data: memoryview) -> dict[str, str]:
+    """Tensor -> file, of an index in JSON, `{"weight_map": {tensor: file}}`."""
+    try:
+        parsed = json.loads(bytes(data).decode()) if len(data) <= MAX_INDEX else None
+    except (ValueError, RecursionError) as error:
+        raise WeightFileError("it begins like an index in JSON, and is none: download it again.") from error
+    places = parsed.get("weight_map") if isinstance(parsed, dict) else None
+    if not isinstance(places, dict) or not places or not all(isinstance(shard, str) for shard in places.values()):
+        raise WeightFileError('it is JSON, but not the index of a sharded file, {"weight_map": {tensor: file}}.')
+    return places
 
 
 def _load_torch(file: TorchFile, ema: bool) -> dict[str, np.ndarray]:

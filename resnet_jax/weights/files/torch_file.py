@@ -72,6 +72,20 @@ def read_zip(data: memoryview) -> TorchFile:
     return TorchFile(run(machine), arrays)
 
 
+def read_record(data: memoryview, name: str) -> str:
+    """A text that stands in the zip beside what was saved.
+
+    Raises:
+      WeightFileError: it is not there, or the zip is damaged.
+    """
+    members = archive.read_directory(data)
+    member = members.get(f"{_folder(members)}{name}")
+    if member is None:
+        raise WeightFileError(f"it has no record {name!r}.")
+    archive.check_sums(data, [member])
+    return bytes(data[member.start :][: member.size]).decode()
+
+
 def read_legacy(data: memoryview) -> TorchFile:
     """Reads what `torch.save` wrote before PyTorch 1.6: pickles in a row, then the storages' bytes. No checksums.
 

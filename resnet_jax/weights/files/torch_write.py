@@ -20,8 +20,8 @@ STORAGES = {
 ALIGNMENT = 64
 
 
-def write_torch(path: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes C-contiguous `arrays` as an `OrderedDict` of tensors.
+def write_torch(path: str, arrays: Mapping[str, np.ndarray], records: Mapping[str, str]) -> None:
+    """Writes C-contiguous `arrays` as an `OrderedDict` of tensors, and texts beside it, which PyTorch passes over.
 
     Raises:
       WeightFileError: PyTorch has no storage of an array's dtype.
@@ -35,6 +35,8 @@ def write_torch(path: str, arrays: Mapping[str, np.ndarray]) -> None:
         for i, array in enumerate(arrays.values()):
             _write(archive, f"data/{i}", array.tobytes())
         _write(archive, "version", b"3\n")
+        for name, text in records.items():
+            _write(archive, name, text.encode())
 
 
 def _write(archive: zipfile.ZipFile, name: str, content: bytes) -> None:

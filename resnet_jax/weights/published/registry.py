@@ -198,19 +198,53 @@ def from_config(config: Mapping[str, Any], *, train: bool = False) -> "Preproces
     """The transform that a configuration of timm's describes: of evaluation, or of training without augmentation.
 
     Args:
-      config: `input_size`, `crop_pct`, `interpolation`, `mean`, `std`, perhaps `test_input_size` and `test_crop_pct`;
-        or `resize_size` in place of the percentages.
+      config: `input_size`, `crop_pct`, `interpolation`, `mean`, `std`, perhaps `test_input_size`, `test_crop_pct` and
+        `crop_mode`; or `resize_size` in place of the percentages.
       train: the size and crop of training.
+
+    Raises:
+      ValueError: it states what is not supported here, or nothing where something has to be stated.
     """
     from resnet_jax.data.transforms import Preprocessing  # brings Pillow, which `import resnet_jax` does without
 
-    size, crop_pct = config["input_size"], config["crop_pct"]
+    size, crop_pct = config["input_size"], config.get("crop_pct")
     if not train:
         size, crop_pct = config.get("test_input_size") or size, config.get("test_crop_pct") or crop_pct
+    resize_size = config.get("resize_size")
+    for problem, found in {
+        f"input_size={size!r}, which is not (channels, size, size) of a square image": not _is_square(size),
+        f"crop_pct={crop_pct!r}, which is no share of 1": resize_size is None and not _is_share(crop_pct),
+        f"crop_mode={config.get('crop_mode')!r}, and only 'center' is supported": (
+            config.get("crop_mode", "center") != "center"
+        ),
+        f"interpolation={config['interpolation']!r}, and only 'bilinear' and 'bicubic' are supported": (
+            config["interpolation"] not in ("bilinear", "bicubic")
+        ),
+        f"mean={config['mean']!r} and std={config['std']!r}, which are not a number for each channel": not (
+            _are_numbers(config["mean"]) and _are_numbers(config["std"]) and len(config["mean"]) == len(config["std"])
+        ),
+    }.items():
+        if found:
+            raise ValueError(f"it states {problem}.")
     image_size = size[-1]
     # timm rounds down; torchvision states the number itself.
-    resize_size = config.get("resize_size") or math.floor(image_size / crop_pct)
+    resize_size = resize_size or math.floor(image_size / crop_pct)
     return Preprocessing(image_size, resize_size, config["interpolation"], tuple(config["mean"]), tuple(config["std"]))
+
+
+def _is_square(size: Any) -> bool:
+    numbers = isinstance(size, list | tuple) and all(type(n) is int and n > 0 for n in size)
+    return numbers and len(size) == 3 and size[1] == size[2]
+
+
+def _is_share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value <= 1
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list | tuple) and all(
+        type(value) in (int, float) and math.isfinite(value) for value in values
+    )
 
 
 def class_names(tag: str) -> tuple[str, ...]:

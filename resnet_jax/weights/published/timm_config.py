@@ -66,7 +66,10 @@ def network(config: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
     name = ALIASES.get(config["architecture"], config["architecture"])
     if name not in VARIANTS:
         raise ValueError(f"config.json is of the network {name!r}, which is none of resnet_jax.list_models().")
-    given = {key: value for key, value in config.get("model_args", {}).items() if key != "in_chans"}  # weights tell
+    model_args = config.get("model_args") or {}  # transformers' TimmWrapper writes null
+    if not isinstance(model_args, dict):
+        raise ValueError(f"config.json: model_args={model_args!r} is no JSON object.")
+    given = {key: value for key, value in model_args.items() if key != "in_chans"}  # weights tell
     if unknown := sorted(given.keys() - FIELDS.keys()):
         raise ValueError(
             f"config.json builds {name!r} with {unknown}, of which only {sorted(FIELDS)} are understood: give the file "
@@ -77,9 +80,24 @@ def network(config: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
     return name, ({} if num_classes is None else {"num_classes": num_classes}) | arguments
 
 
+def label_names(config: Mapping[str, Any]) -> list[str] | None:
+    """Names of the classes in the order of the logits, if they are stated.
+
+    Raises:
+      ValueError: what is stated is no list of names.
+    """
+    names = config.get("label_names")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError("config.json: label_names must be a list of names, in the order of the logits.")
+    return names
+
+
 def pretrained_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The `pretrained_cfg`, which in timm's older files is not a part but the whole."""
-    return dict(config.get("pretrained_cfg", config))
+    inner = config.get("pretrained_cfg", config)
+    if not isinstance(inner, dict):
+        raise ValueError(f"config.json: pretrained_cfg={inner!r:.60} is no JSON object.")
+    return inner
 
 
 def describe(
