@@ -1,6 +1,7 @@
 """The verb `convert`: weights of anybody's to Flax variables, and back; what was written is read again."""
 
 import argparse
+import pathlib
 import sys
 from typing import Any
 
@@ -9,43 +10,48 @@ import numpy as np
 from etils import epath
 
 from resnet_jax.cli import net
+from resnet_jax.data.transforms import Preprocessing
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.weights.convert import from_torch, to_torch
+from resnet_jax.weights import convert, pretrained, sources
 from resnet_jax.weights.files import formats
+from resnet_jax.weights.published import timm_config
 
 Variables = dict[str, Any]
+FORMATS = ("safetensors", "torch", "timm", "orbax")
 
 
 def add_verb(verbs: Any) -> None:
     """Adds `convert` to argparse's sub-parsers."""
     verb = verbs.add_parser("convert", help="PyTorch weights to Flax variables, and back")
-    verb.add_argument("source", help="a file of PyTorch's or safetensors, a workdir of train.py, a folder of variables")
-    verb.add_argument("--model", help="the network; by default it is recognised by its tensors")
-    verb.add_argument("--num-classes", type=int, help="by default as many as the head of SOURCE has")
-    verb.add_argument("--ema", action="store_true", help="take the moving average of the weights")
+    verb.add_argument("source", help="a tag, a file, a folder, a URL, a workdir of train.py, a folder of variables")
+    verb.add_argument("--model", help="the network; by default what SOURCE states, or its tensors tell")
+    verb.add_argument("--num-classes", type=int, help="0 leaves the head out; any other number must be that of SOURCE")
     verb.add_argument("--keep-dtype", action="store_true", help="keep float16 and bfloat16, which become float32 else")
     verb.add_argument(
-        "--out", required=True, help="FILE.safetensors or FILE.pth (PyTorch's names), or a folder (Orbax)"
+        "--out", required=True, help="FILE.safetensors or FILE.pth (PyTorch's names), or a folder (Orbax, or timm's)"
     )
-    net.add_allow_nonfinite(verb)
+    verb.add_argument("--format", choices=FORMATS, help="of OUT; by default what its name says, and of a folder orbax")
+    net.add_source(verb)
     verb.add_argument("--force", action="store_true", help="replace OUT if it is there")
     verb.set_defaults(run=_convert)
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    out = epath.Path(arguments.out).expanduser()
+    out, form = epath.Path(arguments.out).expanduser(), _format(arguments.out, arguments.format)
     if out.exists() and not arguments.force:
         raise ValueError(f"{out} exists: choose another --out, or give --force to replace it.")
-    model, variables = net.read(
-        arguments.source,
-        arguments.model,
-        arguments.num_classes,
-        ema=arguments.ema,
-        keep_dtype=arguments.keep_dtype,
-    )
+    opened = net.open_source(arguments, arguments.source, arguments.model, arguments.num_classes)
+    if halves := sorted({str(x.dtype) for x in opened.tensors.values()} & {"float16", "bfloat16"}):
+        done = "kept" if arguments.keep_dtype else "widened to float32, exactly"
+        print(f"{arguments.source}: {' and '.join(halves)} {done}")
+    identity = opened.identity()
+    model, variables = opened.network()
+    if not arguments.keep_dtype:
+        variables = jax.tree.map(convert.widened, variables)
+    print(f"{arguments.source}: {identity.name}{''.join(f', {k}={v!r}' for k, v in identity.fields.items())}")
     net.check_finite(arguments.source, variables, allow=arguments.allow_nonfinite)
-    _write(out, model, variables)
-    again = _read_back(out, model)
+    _write(out, form, model, variables, opened.source)
+    again = _read_back(out, form, model)
     count, same = len(jax.tree.leaves(variables)), jax.tree.map(_same_bits, variables, again)
     if not all(jax.tree.leaves(same)):
         print(f"resnet-jax: {out} was written, but reads back differently: do not use it", file=sys.stderr)
@@ -54,22 +60,52 @@ def _convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _read_back(out: epath.Path, model: ResNet) -> Variables:
-    if out.is_file():
-        return from_torch(model, formats.load_state_dict(out), allow_nonfinite=True)
+def _format(out: str, given: str | None) -> str:
+    """What `--out` is to be. A name that ends like a file's is that of a file."""
+    suffix = pathlib.PurePath(out).suffix.lower()
+    by_suffix = {".safetensors": "safetensors", **dict.fromkeys(formats.TORCH_SUFFIXES, "torch")}
+    if suffix and suffix not in by_suffix and not pathlib.Path(out).expanduser().is_dir():
+        raise ValueError(
+            f"--out={out}: weights are written as {', '.join(by_suffix)}, or into a folder, whose name has no suffix."
+        )
+    if given and suffix in by_suffix and by_suffix[suffix] != given:
+        raise ValueError(f"--format={given}, but --out={out} ends as one of {by_suffix[suffix]}: give one of the two.")
+    if given in ("safetensors", "torch") and suffix not in by_suffix:
+        raise ValueError(f"--format={given} writes a file: let --out={out} end in .{given.replace('torch', 'pth')}.")
+    return given or by_suffix.get(suffix, "orbax")
+
+
+def _read_back(out: epath.Path, form: str, model: ResNet) -> Variables:
+    if form != "orbax":
+        return convert.from_native(model, formats.load_state_dict(out), allow_nonfinite=True)
     from resnet_jax.weights.files import orbax_folder
 
     variables: Variables = orbax_folder.load_variables(str(out))
     return variables
 
 
-def _write(out: epath.Path, model: ResNet, variables: Variables) -> None:
-    if out.suffix in (".safetensors", *formats.TORCH_SUFFIXES):
-        formats.save_state_dict(out, to_torch(model, variables, allow_nonfinite=True))
-        return
-    from resnet_jax.weights.files import orbax_folder
+def _write(out: epath.Path, form: str, model: ResNet, variables: Variables, source: sources.Source) -> None:
+    """Writes weights and, where the format has a place for it, all that the source states of them."""
+    try:
+        preprocessing: Preprocessing | None = source.preprocessing()
+    except sources.NotStated:
+        preprocessing = None
+    except ValueError as error:
+        net.say(f"{error} The weights are written without it.")
+        preprocessing = None
+    names = source.label_names if source.label_names and len(source.label_names) == model.num_classes else None
+    if form == "timm":
+        pretrained.save_pretrained(
+            model, variables, out, preprocessing=preprocessing, label_names=names, overwrite=True, allow_nonfinite=True
+        )
+    elif form == "orbax":
+        from resnet_jax.weights.files import orbax_folder
 
-    orbax_folder.save_variables(str(out), variables)
+        orbax_folder.save_variables(str(out), variables)
+    else:
+        tensors = convert.to_torch(model, variables, allow_nonfinite=True)
+        described = timm_config.describe(model, tensors, preprocessing, names) | {"source": source.text}
+        formats.save_state_dict(out, tensors, described)
 
 
 def _same_bits(left: Any, right: Any) -> bool:

@@ -51,7 +51,10 @@ def _dataset(arguments: argparse.Namespace, found: net.Net) -> base.Dataset:
     if not name:
         if not found.data:
             raise ValueError(f"give --data=NAME or --data=PATH: {arguments.model} is no run that knows its data.")
-        return net.open_of_run(found.data, arguments.split, arguments.data_dir)
+        dataset = net.open_of_run(found.data, arguments.split, arguments.data_dir)
+        if found.class_names is not None and tuple(found.class_names) != dataset.class_names:
+            raise ValueError(f"{arguments.model} was trained on classes of other names than {dataset.name!r} has now.")
+        return dataset
     if name not in datasets.KNOWN and not name.startswith(base.TFDS_PREFIX):
         if not pathlib.Path(name).expanduser().exists():
             known = ", ".join(map(repr, datasets.KNOWN))

@@ -1,24 +1,19 @@
 """What the verbs share: from `--model` and its options to a network with all that belongs to it."""
 
 import argparse
+import ast
 import dataclasses
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from resnet_jax.data import datasets
 from resnet_jax.data.sources import base
 from resnet_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variants import create_model
-from resnet_jax.runs import workdirs
-from resnet_jax.weights import convert, finite, recognise
-from resnet_jax.weights.files import formats
+from resnet_jax.weights import convert, finite, pretrained, resolve, sources
 
-Variables = dict[str, Any]
 IMAGENET = Preprocessing(224, 256, "bilinear", IMAGENET_MEAN, IMAGENET_STD)
 
 
@@ -30,16 +25,15 @@ class Net:
     variables: Mapping[str, Any]
     preprocessing: Preprocessing
     class_names: Sequence[str] | None = None
-    assumed: bool = False  # the preprocessing, since nothing tells it
     data: Mapping[str, Any] | None = None  # `config.data` of the run that it comes from
 
 
 def add_net(verb: argparse.ArgumentParser, batch_size: int) -> None:
     """Adds to a verb the options that `load` reads."""
-    verb.add_argument("--model", required=True, help="a tag (resnet50.tv2_in1k), a workdir, a file or a folder")
+    verb.add_argument("--model", required=True, help="a tag (resnet50.tv2_in1k), a workdir, a URL, a file or a folder")
     verb.add_argument("--network", help="the network of a file or folder that does not say which it holds")
     verb.add_argument("--batch-size", type=int, default=batch_size)
-    add_allow_nonfinite(verb)
+    add_source(verb)
     options = verb.add_argument_group("preprocessing, where --model does not say it, or to change it")
     options.add_argument("--image-size", type=int, help="pixels")
     options.add_argument("--resize-size", type=int, help="pixels of the shorter side, before the crop")
@@ -48,17 +42,67 @@ def add_net(verb: argparse.ArgumentParser, batch_size: int) -> None:
     options.add_argument("--std", type=_numbers, help="likewise")
 
 
-def add_allow_nonfinite(verb: argparse.ArgumentParser) -> None:
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(number) for number in text.split(","))
+
+
+def add_source(verb: argparse.ArgumentParser) -> None:
+    """Adds to a verb the options that `open_source` reads."""
+    options = verb.add_argument_group("weights that do not say all of themselves")
+    options.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the network")
+    options.add_argument("--prefix", help="of several networks in a file, the one whose names begin so")
+    options.add_argument("--drop", action="append", default=[], metavar="PREFIX", help="leave out what begins so")
+    options.add_argument("--ema", action="store_true", default=None, help="take the moving average of the weights")
     verb.add_argument(
         "--allow-nonfinite", action="store_true", help="take weights with NaN, infinities or negative variances, too"
     )
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(number) for number in text.split(","))
+def _fields(given: Sequence[str]) -> dict[str, Any]:
+    """`["stride_in_1x1=True", "stem_pool=max"]` as fields of `ResNet`; what is no Python value is text."""
+    fields: dict[str, Any] = {}
+    for text in given:
+        field, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set {text}: write FIELD=VALUE, as in --set stride_in_1x1=True.")
+        try:
+            fields[field] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            fields[field] = value
+    try:
+        create_model("resnet18", **fields)
+    except TypeError as error:
+        raise ValueError(f"--set: {error}") from error
+    return fields
 
 
 # The network --------------------------------------------------------------------------------------------
+
+
+def open_source(
+    arguments: argparse.Namespace, source: str, network: str | None, num_classes: int | None = None
+) -> resolve.Opened:
+    """The weights of `source`, as the options of `add_source` say; `num_classes` is what somebody says they have.
+
+    Raises:
+      ValueError: as `resolve.resolve`; or the head has another number of classes.
+    """
+    fields, drop = _fields(arguments.set), arguments.drop
+    opened = resolve.resolve(source, name=network, fields=fields, ema=arguments.ema, prefix=arguments.prefix, drop=drop)
+    head = opened.tensors.get("fc.weight")
+    classes = 0 if head is None else len(head)
+    if num_classes == 0 and classes:
+        say(f"{source}: its head of {classes} classes is left out")
+        renamed = opened.renamed
+        kept = {name: tensor for name, tensor in renamed.tensors.items() if name.partition(".")[0] != "fc"}
+        fields = {**opened.fields, "num_classes": 0}
+        return dataclasses.replace(opened, renamed=renamed._replace(tensors=kept), fields=fields)
+    if num_classes not in (None, classes):
+        raise ValueError(
+            f"--num-classes={num_classes}, but {source} has {f'a head of {classes}' if classes else 'no head'}: leave "
+            "it out, or give 0, which leaves the head out; load_pretrained(..., num_classes=) starts a new one."
+        )
+    return opened
 
 
 def load(arguments: argparse.Namespace) -> Net:
@@ -67,100 +111,42 @@ def load(arguments: argparse.Namespace) -> Net:
     Raises:
       ValueError: options that contradict the source or each other; no such source.
     """
-    source, path = arguments.model, pathlib.Path(arguments.model).expanduser()
-    config = workdirs.find_config(path)
-    if arguments.network and (config or not path.exists()):
-        what = "is a run, which does" if config else "is no file or folder that exists"
-        raise ValueError(f"--network is for weights that do not say which network they are of, but {source} {what}.")
-    if config:
-        averaged = bool(config.get("ema", {}).get("decay"))  # what the run itself evaluated, then
-        net = _of_run(config, *read(source, None, None, ema=averaged))
-    elif arguments.network:
-        net = _assumed(*read(source, arguments.network, None))
-    else:
-        net = _of_source(source)
-    check_finite(source, net.variables, allow=arguments.allow_nonfinite)
-    return dataclasses.replace(net, preprocessing=_adjusted(arguments, net))
+    opened = open_source(arguments, arguments.model, arguments.network)
+    model, variables = opened.network()
+    variables = pretrained.in_dtypes_of(model, variables)
+    check_finite(arguments.model, variables, allow=arguments.allow_nonfinite)
+    source = opened.source
+    if (names := source.label_names) is None:
+        say(f"classes have numbers for names: {source.text} does not name them")
+    elif len(names) != model.num_classes:
+        raise ValueError(f"{source.text} names {len(names)} classes, and its network has {model.num_classes}.")
+    preprocessing = _preprocessing(arguments, source, model)
+    return Net(model, variables, preprocessing, names, None if source.run is None else source.run["data"])
 
 
-def _adjusted(arguments: argparse.Namespace, net: Net) -> Preprocessing:
-    """The net's preprocessing with what the options change; what is only assumed is said aloud."""
+def _preprocessing(arguments: argparse.Namespace, source: sources.Source, model: ResNet) -> Preprocessing:
+    """What the source states, as the options change it; where it states nothing, what is assumed is said aloud."""
     given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Preprocessing)}
     changes = {name: value for name, value in given.items() if value is not None}
-    preprocessing = dataclasses.replace(net.preprocessing, **changes)
+    if len(changes) == len(given):
+        return Preprocessing(**changes)
+    try:
+        stated, assumed = source.preprocessing(), False
+    except sources.NotStated:
+        small = dataclasses.replace(IMAGENET, image_size=32, resize_size=32)
+        stated, assumed = small if model.stem == "cifar" else IMAGENET, True
+    except ValueError as error:
+        options = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ValueError(f"{error} Say how images are to be prepared, with all of {options}.") from error
+    preprocessing = dataclasses.replace(stated, **changes)
     if arguments.image_size and not arguments.resize_size and preprocessing.resize_size < arguments.image_size:
         raise ValueError(
             f"--image-size={arguments.image_size} is more than the {preprocessing.resize_size} pixels that the "
             "shorter side is resized to, which would add a black frame: give --resize-size as well."
         )
-    if net.assumed and len(changes) < len(given):
-        say(f"{arguments.model} does not say how its images are prepared; assumed, as customary: {preprocessing}")
+    if assumed:
+        say(f"{source.text} does not say how its images are prepared; assumed, as customary: {preprocessing}")
     return preprocessing
-
-
-def _of_run(config: Mapping[str, Any], model: ResNet, variables: Mapping[str, Any]) -> Net:
-    data = config["data"]
-    # Runs of before there were these keys are evaluated at the size they are trained at, in bilinear.
-    size, interpolation = data.get("eval_size") or data["image_size"], data.get("eval_interpolation", "bilinear")
-    resize, mean, std = data["eval_resize"] or size, tuple(data["mean"]), tuple(data["std"])
-    preprocessing = Preprocessing(size, resize, interpolation, mean, std)
-    return Net(model, variables, preprocessing, data=data)
-
-
-def _assumed(model: ResNet, variables: Mapping[str, Any]) -> Net:
-    """With ImageNet's customary preprocessing: a file of weights tells nothing about it."""
-    small = dataclasses.replace(IMAGENET, image_size=32, resize_size=32)
-    return Net(model, variables, small if model.stem == "cifar" else IMAGENET, assumed=True)
-
-
-def _of_source(source: str) -> Net:
-    """Any source of `load_pretrained`, with what it knows of images and classes."""
-    from resnet_jax.weights import pretrained, sources  # with what they need, for those who need it
-
-    model, variables = pretrained.load_pretrained(source, allow_nonfinite=True)  # `load` checks
-    try:
-        class_names = sources.class_names(source)
-    except ValueError as error:
-        say(f"classes have numbers for names: {error}")
-        class_names = None
-    try:
-        return Net(model, variables, sources.preprocessing(source), class_names)
-    except ValueError:  # a file, or a folder or repository without it
-        return dataclasses.replace(_assumed(model, variables), class_names=class_names)
-
-
-# Weights and model --------------------------------------------------------------------------------------
-
-
-def read(
-    source: str, name: str | None, num_classes: int | None, *, ema: bool = False, keep_dtype: bool = False
-) -> tuple[ResNet, Variables]:
-    """Model and variables from weights under PyTorch's names, a workdir, or a folder of variables; strict.
-
-    Their values are for `check_finite`.
-    """
-    if formats.holds_weights(source):
-        tensors = _read_tensors(source, ema=ema, keep_dtype=keep_dtype)
-        if name:
-            model = create_model(name, num_classes=num_classes or _num_classes(tensors))
-        else:
-            name, overrides = recognise.identify(tensors)
-            model = create_model(name, **overrides)
-            print(f"{source}: {name}{''.join(f', {field}={value!r}' for field, value in overrides.items())}")
-        return model, convert.from_torch(model, tensors, allow_nonfinite=True)
-    # Orbax takes a second to import, and files do without it.
-    from resnet_jax.weights.files import orbax_folder
-
-    variables = orbax_folder.load_variables(source, ema=ema)
-    if name:
-        head = variables["params"].get("fc", {"bias": ()})
-        model = create_model(name, num_classes=num_classes or len(head["bias"]))
-    else:
-        stored = workdirs.load_config(source)["model"]
-        kwargs = {field: value for field, value in stored["kwargs"].items() if value is not None}
-        model = create_model(stored["name"], num_classes=stored["num_classes"], **kwargs)
-    convert.to_torch(model, variables, allow_nonfinite=True)  # strict, with its message
-    return model, variables
 
 
 def check_finite(source: str, variables: Mapping[str, Any], *, allow: bool) -> None:
@@ -174,21 +160,6 @@ def check_finite(source: str, variables: Mapping[str, Any], *, allow: bool) -> N
         finite.refuse(tensors, source, "--allow-nonfinite lets them pass.")
     elif found := finite.damage(tensors):
         say(f"{source} holds {found}")
-
-
-def _read_tensors(source: str, *, ema: bool = False, keep_dtype: bool = False) -> dict[str, np.ndarray]:
-    """The tensors of a file under torchvision's names; halves are widened, with a note, unless they are to be kept."""
-    tensors = recognise.native_names(formats.load_state_dict(source, ema=ema))
-    halves = sorted({str(x.dtype) for x in tensors.values()} & {"float16", "bfloat16"})
-    if not halves or keep_dtype:
-        return tensors
-    print(f"{source}: {' and '.join(halves)} widened to float32, exactly")
-    return convert.upcast_halves(tensors)
-
-
-def _num_classes(tensors: Mapping[str, np.ndarray]) -> int:
-    """Width of the head of tensors under torchvision's names; 0 without one."""
-    return len(tensors["fc.weight"]) if "fc.weight" in tensors else 0
 
 
 # What they show and open ---------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def _predict(arguments: argparse.Namespace, found: net.Net) -> int:
     """Exit code 1 if an image could not be read; each is named, and the others are predicted."""
     if arguments.top < 1:
         raise ValueError(f"--top={arguments.top} must be 1 or more.")
-    paths, class_names = _image_files(arguments.images), _class_names(found)
+    paths, class_names = _image_files(arguments.images), found.class_names
     rows = inference.predictions(
         found.model,
         found.variables,
@@ -44,7 +44,7 @@ def _predict(arguments: argparse.Namespace, found: net.Net) -> int:
             if arguments.json:
                 print(json.dumps({"image": str(path), "error": str(row)}))
             continue
-        top = [(class_names[i], float(row[i]), int(i)) for i in np.argsort(-row, kind="stable")[: arguments.top]]
+        top = [(_name(class_names, i), float(row[i]), int(i)) for i in np.argsort(-row, kind="stable")[: arguments.top]]
         if arguments.json:
             keys = ("name", "probability", "class")
             print(json.dumps({"image": str(path), "top": [dict(zip(keys, line, strict=True)) for line in top]}))
@@ -53,19 +53,8 @@ def _predict(arguments: argparse.Namespace, found: net.Net) -> int:
     return code
 
 
-def _class_names(found: net.Net) -> Sequence[str]:
-    """Those that come with the network, or of its run's data, or numbers."""
-    names = found.class_names
-    if names is None and found.data:
-        try:
-            names = net.open_of_run(found.data, "test").class_names
-        except (OSError, ValueError, ImportError) as error:
-            net.say(f"classes have numbers for names, since the data of the run cannot be opened: {error}")
-    if names is None:
-        return [f"class {i}" for i in range(found.model.num_classes)]
-    if len(names) != found.model.num_classes:
-        raise ValueError(f"there are {len(names)} class names for the network's {found.model.num_classes} classes.")
-    return names
+def _name(names: Sequence[str] | None, number: int) -> str:
+    return f"class {number}" if names is None else names[number]
 
 
 def _image_files(given: Iterable[str]) -> list[pathlib.Path]:

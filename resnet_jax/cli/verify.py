@@ -6,17 +6,18 @@ from typing import Any
 
 import numpy as np
 
+from resnet_jax.cli import net
 from resnet_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from resnet_jax.weights import recognise
-from resnet_jax.weights.files import formats
+from resnet_jax.models import variants
+from resnet_jax.weights import sources
 
 
 def add_verb(verbs: Any) -> None:
     """Adds the verb to argparse's sub-parsers."""
     verb = verbs.add_parser("verify", help="compare with PyTorch, stage by stage, in four precisions")
     verb.add_argument("model", nargs="?", help="the network, or a file, which is recognised; a record knows its own")
-    verb.add_argument("file", nargs="?", help="its weights; by default random ones")
-    verb.add_argument("--num-classes", type=int, help="by default as many as the head of FILE has")
+    verb.add_argument("file", nargs="?", help="its weights, from any source; by default random ones")
+    verb.add_argument("--num-classes", type=int, help="of random weights; of a file 0 leaves the head out")
     verb.add_argument("--library", choices=("torchvision", "timm"), help="whose network is the reference")
     verb.add_argument("--sizes", help="of the images, as in 224x224,193x225 (the default; 32x32,33x29 for cifar_*)")
     verb.add_argument("--image", nargs="+", metavar="IMAGE", help="compare on these; by default on random images")
@@ -27,6 +28,7 @@ def add_verb(verbs: Any) -> None:
     verb.add_argument("--max-mb", type=float, help="with --record: weights are part of it up to so many MB (2)")
     verb.add_argument("--against", metavar="PROOF", help="compare with a record; needs no PyTorch")
     verb.add_argument("--weights", metavar="FILE", help="with --against: the weights, where the record has none")
+    net.add_source(verb)
     verb.set_defaults(run=_verify)
 
 
@@ -50,11 +52,11 @@ def _compare_live(arguments: argparse.Namespace) -> Any:
     from resnet_jax.proof import verify
 
     _without(arguments, "a live comparison", "max_mb", "weights")
-    name, _, tensors = _subject(arguments)
+    name, _, tensors, fields = _subject(arguments)
     return verify.verify(
         name,
         tensors,
-        num_classes=_classes(arguments, tensors),
+        **fields,
         library=arguments.library,
         dtypes=_dtypes(arguments),
         **_sizes_and_images(arguments, name),
@@ -65,13 +67,14 @@ def _record_proof(arguments: argparse.Namespace) -> int:
     from resnet_jax.proof import recorded
 
     _without(arguments, "--record", "against", "weights", "dtypes", "json", "plot")
-    name, file, tensors = _subject(arguments)
-    classes = _classes(arguments, tensors)
+    name, source, _, fields = _subject(arguments)
+    file = None if source is None else sources.locate(source).fetch()
     written = recorded.record(
         arguments.record,
         name,
         file,
-        fields={"num_classes": classes} if classes else {},
+        fields=fields,
+        arguments={field: value for field, value in fields.items() if field != "num_classes"},
         library=arguments.library,
         **({} if arguments.max_mb is None else {"max_mb": arguments.max_mb}),
         **_sizes_and_images(arguments, name),
@@ -95,26 +98,33 @@ def _without(arguments: argparse.Namespace, mode: str, *others: str) -> None:
         raise ValueError(f"{mode} does not take {', '.join(given)}: leave it out.")
 
 
-def _subject(arguments: argparse.Namespace) -> tuple[str, str | None, dict[str, np.ndarray] | None]:
-    """The network's name, its file, and the tensors in it; a file given alone says by its tensors what it is of."""
-    name, file = arguments.model, arguments.file
+# Fields that PyTorch's reference can have, too.
+OF_BOTH = ("num_classes", "stride_in_1x1", "first_stage_stride")
+
+
+def _subject(arguments: argparse.Namespace) -> tuple[str, str | None, dict[str, np.ndarray] | None, dict[str, Any]]:
+    """The network's name, its source, the tensors of that, and fields of `OF_BOTH`.
+
+    A source given alone says by itself, or by its tensors, what it is of.
+    """
+    name, source = arguments.model, arguments.file
     if not name:
         raise ValueError("which network? Give its name (`resnet-jax list`), a file of weights, or --against=PROOF.")
-    if file is None and pathlib.Path(name).is_file():
-        name, file = None, name
-    tensors = recognise.native_names(formats.load_state_dict(file)) if file else None
-    if name is not None:
-        return str(name), file, tensors
-    name, overrides = recognise.identify(tensors or {})
-    if others := {field: value for field, value in overrides.items() if field != "num_classes" or not value}:
+    if source is None and name in variants.list_models():
+        fields = {} if arguments.num_classes is None else {"num_classes": arguments.num_classes}
+        return name, None, None, fields
+    if source is None:
+        name, source = None, name
+    opened = net.open_source(arguments, source, name, arguments.num_classes)
+    found = opened.identity()
+    for item in found.left_open:
+        net.say(f"{source}: {item}")
+    if others := {field: value for field, value in found.fields.items() if field not in OF_BOTH}:
         raise ValueError(
-            f"{file} is of {name} with {others}, of which PyTorch has no reference here: `resnet-jax convert` takes it."
+            f"{source} is of {found.name} with {others}, of which PyTorch has no reference here: `resnet-jax convert` "
+            "takes it."
         )
-    return name, file, tensors
-
-
-def _classes(arguments: argparse.Namespace, tensors: dict[str, np.ndarray] | None) -> int | None:
-    return arguments.num_classes or (len(tensors["fc.weight"]) if tensors and "fc.weight" in tensors else None)
+    return found.name, source, opened.tensors, dict(found.fields)
 
 
 def _dtypes(arguments: argparse.Namespace) -> list[str]:

@@ -32,7 +32,7 @@ def torch_reference(
 
     Args:
       name: one of `list_models()`.
-      num_classes: width of the head, where it is not the network's own.
+      num_classes: width of the head, where it is not the network's own; 0 leaves it out.
       library: "torchvision" or "timm". By default torchvision where it has the network, else timm; for the networks
         that only the paper has, torchvision's `BasicBlock` put together as He et al. 2015 describes.
       stride_in_1x1: as the field of `ResNet`, which neither library has: the library's strides are moved.
@@ -47,6 +47,17 @@ def torch_reference(
     import torch
     import torchvision
 
+    if num_classes == 0:
+        module = torch_reference(
+            name,
+            library=library,
+            stride_in_1x1=stride_in_1x1,
+            first_stage_stride=first_stage_stride,
+            seed=seed,
+            **kwargs,
+        )
+        module.fc = torch.nn.Identity()
+        return module
     torch.manual_seed(seed)
     strides = stride_in_1x1 or first_stage_stride != 1
     if name not in list_models():

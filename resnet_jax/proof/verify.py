@@ -77,6 +77,7 @@ def verify(
     seed: int = 0,
     num_classes: int | None = None,
     library: str | None = None,
+    **strides: Any,
 ) -> Report:
     """Compares the network `name` with PyTorch's own, which runs on the CPU in float64.
 
@@ -91,6 +92,7 @@ def verify(
       seed: of the images and of random weights.
       num_classes: width of the head, where it is not the network's own.
       library: "torchvision" or "timm"; by default torchvision where it has the network.
+      **strides: `stride_in_1x1` and `first_stage_stride`, as the fields of `ResNet`.
 
     Raises:
       ValueError: an unknown name or dtype, or (as `ConversionError`) weights of another network.
@@ -98,9 +100,10 @@ def verify(
     """
     check_dtypes(dtypes)
     compiler.warn()
-    build = functools.partial(create_model, name, **({"num_classes": num_classes} if num_classes else {}))
+    fields = strides | ({} if num_classes is None else {"num_classes": num_classes})
+    build = functools.partial(create_model, name, **fields)
     build()  # refuses an unknown name
-    reference = torch_reference(name, num_classes=num_classes, library=library, seed=seed)
+    reference = torch_reference(name, library=library, seed=seed, **fields)
     randomise_norms(reference, seed)
     source = reference.state_dict() if state_dict is None else state_dict
     from_torch(build(), source)  # strict, and with our message, before PyTorch's

@@ -163,8 +163,8 @@ def keep_class_names(workdir: str, names: Sequence[str], *, writes: bool = True)
         odd = next((i for i, pair in enumerate(zip(there, names, strict=False)) if pair[0] != pair[1]), len(there))
         theirs, ours = ((*there, "nothing")[min(odd, len(there))], (*names, "nothing")[min(odd, len(names))])
         raise ValueError(
-            f"{workdir} was trained on {len(there)} classes of other names than the {len(names)} of the data now: class "
-            f"{odd} was {theirs!r} and is {ours!r}. Give it the data of its start, or use another --workdir."
+            f"{workdir} was trained on {len(there)} classes of other names than the {len(names)} of the data now: "
+            f"class {odd} was {theirs!r} and is {ours!r}. Give it the data of its start, or use another --workdir."
         )
 
 

@@ -1,6 +1,5 @@
 """What a run starts from where `config.init_from` says so: read, compared with the model, and taken or drawn anew."""
 
-import contextlib
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
@@ -8,15 +7,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.weights import convert, sources
+from resnet_jax.weights import convert, resolve
 from resnet_jax.weights.adapt import adapt, describe, in_modules
 from resnet_jax.weights.errors import ConversionError
-from resnet_jax.weights.files import formats, orbax_folder
-from resnet_jax.weights.published import registry
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +49,7 @@ def load(
       ValueError: a name in `anew` that neither of them has; no such source.
       FileNotFoundError, DownloadError, WeightFileError: as `load_variables` and `load_pretrained`.
     """
-    given, what = _read(source, ema)
+    given, what = _read(source, model, ema)
     wanted = _wanted(model, channels)
     _check_names(source, anew, given, wanted)
     _check_channels(source, channels, given, allowed=fit_channels or any(in_modules(path, anew) for path in _STEMS))
@@ -66,25 +62,15 @@ def load(
     return variables
 
 
-def _read(source: str, ema: bool) -> tuple[dict[Path, np.ndarray], str]:
+def _read(source: str, model: ResNet, ema: bool) -> tuple[dict[Path, np.ndarray], str]:
     """Variables, flat, of whatever network, and what they are in words."""
-    if not _is_ours(source):
-        tensors = formats.load_state_dict(sources.fetch(source))
-        return flatten_dict(convert.without_model(tensors)), "weights under PyTorch's names"
-    with contextlib.suppress(orbax_folder.NoAverage):
-        if ema:
-            return flatten_dict(orbax_folder.load_variables(source, ema=True)), "its moving average"
-    return flatten_dict(orbax_folder.load_variables(source)), "its last variables"
-
-
-def _is_ours(source: str) -> bool:
-    """Whether it is a folder that this project's Orbax wrote, rather than one of Hugging Face's, or no folder."""
-    path = epath.Path(source).expanduser()
-    return (
-        not registry.is_tag(source)
-        and path.is_dir()
-        and not any((path / name).exists() for name in sources.WEIGHT_FILES)
-    )
+    opened = resolve.resolve(source, ema=None if ema else False)
+    opened.check_evidence(model)
+    averaged = ema and opened.source.run is not None and bool(opened.source.run.get("ema", {}).get("decay"))
+    what = "weights under PyTorch's names"
+    if opened.source.run is not None:
+        what = "its moving average" if averaged else "its last variables"
+    return flatten_dict(convert.without_model(opened.tensors)), what
 
 
 def _wanted(model: ResNet, channels: int) -> Flat:

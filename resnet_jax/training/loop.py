@@ -55,6 +55,7 @@ def _train(run: experiment.Run, workdir: str) -> dict[str, Any]:
     if run.config.init_from and not (epath.Path(workdir) / workdirs.CONFIG).exists():
         run.load_initial()  # weights that do not fit must not bind the workdir to a config that names them
     workdirs.claim(workdir, run.config, writes=hosts.is_first())
+    workdirs.keep_class_names(workdir, run.train_data.class_names, writes=hosts.is_first())
     _check_shared(workdir)
     scores: dict[int, float] = {}  # step -> test accuracy
     keep = checkpoint.Keep(run.config.keep_checkpoints, run.config.keep_best, scores)

@@ -128,10 +128,10 @@ def _flax_path(name: str, ndim: int) -> tuple[str, ...]:
     raise ConversionError(f"{name}, with {ndim} axes, is no tensor of a ResNet; theirs end in {endings}.")
 
 
-def upcast_halves(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors with float16 and bfloat16 widened to float32, which holds every value of theirs exactly."""
+def widened(array: np.ndarray) -> np.ndarray:
+    """The array, or, of float16 and bfloat16, one of float32, which holds every value of theirs exactly."""
     halves = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
-    return {name: x.astype(np.float32) if x.dtype in halves else x for name, x in tensors.items()}
+    return array.astype(np.float32) if array.dtype in halves else array
 
 
 def to_torch(model: ResNet, variables: Mapping[str, Any], *, allow_nonfinite: bool = False) -> dict[str, np.ndarray]:
@@ -270,7 +270,7 @@ def _check_is_flat(state_dict: Any) -> None:
     """Refuses what people give in place of `{name: tensor}`, with what to give."""
     if isinstance(state_dict, str | os.PathLike):
         raise ConversionError(
-            f"from_torch takes {{name: tensor}}, got the path {os.fspath(state_dict)!r}: give load_state_dict(PATH), or "
+            f"from_torch takes {{name: tensor}}, got the path {os.fspath(state_dict)!r}: give load_state_dict(PATH); "
             "load_pretrained(PATH) finds the network as well."
         )
     if not isinstance(state_dict, Mapping):
@@ -304,9 +304,8 @@ def _check(
     ]
     blocks = dict.fromkeys(_block_name(block) for block in np.ravel(np.array(model.block, object)))
     described = f"{'/'.join(blocks)} x {tuple(model.stage_sizes)}, {model.num_classes} classes"
-    raise ConversionError(
-        "\n".join([f"{source} does not fit the model ({described}):", *lines, _way_out(found, missing, left_over, other)])
-    )
+    head = f"{source} does not fit the model ({described}):"
+    raise ConversionError("\n".join([head, *lines, _way_out(found, missing, left_over, other)]))
 
 
 def _block_name(block: Any) -> str:
@@ -331,4 +330,6 @@ def _way_out(
         return "These are the weights of another network: build the one that they belong to (resnet_jax.list_models())."
     if not left_over and not other:
         return f"The other {same} fit, so the file is not whole, or was written by a network without these."
-    return f"The other {same} fit, so the network is nearly the one: change the fields of the model that these belong to."
+    return (
+        f"The other {same} fit, so the network is nearly the one: change the fields of the model that these belong to."
+    )

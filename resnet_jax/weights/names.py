@@ -230,7 +230,9 @@ def _refuse_foreign(tensors: Mapping[str, Any]) -> None:
         if what is None and name.endswith("weight") and len(getattr(tensor, "shape", ())) == 5:
             what = f"a network for video or volumes, with 3D convolutions ({name!r})"
         if what:
-            raise ConversionError(f"these are the weights of {what}; none of resnet_jax.list_models() is such a network.")
+            raise ConversionError(
+                f"these are the weights of {what}; none of resnet_jax.list_models() is such a network."
+            )
 
 
 def _unnumbered(originals: Mapping[str, str], tensors: Mapping[str, Any]) -> dict[str, str]:
@@ -303,7 +305,7 @@ def _prefix(names: Mapping[str, str], tensors: Mapping[str, Any]) -> str:
 
 
 def _same(names: Mapping[str, str], tensors: Mapping[str, Any], one: str, other: str) -> bool:
-    """Whether two networks in a file are one, written twice. What stands in one prefix and not below the other counts."""
+    """Whether two networks in a file are one, written twice."""
     parts = [
         {name.removeprefix(prefix): original for name, original in names.items() if name.startswith(prefix + "layer")}
         for prefix in (one, other)

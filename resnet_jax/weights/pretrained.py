@@ -82,12 +82,14 @@ def load_pretrained(
     found = locate(source)
     changes = overrides | ({} if num_classes is None else {"num_classes": num_classes})
     create_model(network or found.name or "resnet50", **changes)  # refuses a bad one before anything is downloaded
-    opened = resolve(found, name=network, fields=_deciding(overrides), ema=ema, prefix=prefix, drop=drop)
+    fields = {} if found.name else {field: value for field, value in overrides.items() if field in DECIDING}
+    drop = [drop] if isinstance(drop, str) else drop
+    opened = resolve(found, name=network, fields=fields, ema=ema, prefix=prefix, drop=drop)
     before, variables = opened.network()  # values are looked at as they will be used
     model = before.clone(**changes)
     if model != before or in_chans is not None:
         variables = _fit(before, model, variables, in_chans, channels, key)
-    variables = _in_dtypes_of(model, variables)
+    variables = in_dtypes_of(model, variables)
     if not allow_nonfinite:
         finite.refuse(convert.torch_named(variables), str(source), convert.ALLOW)
     compiler.warn()
@@ -138,12 +140,11 @@ def save_pretrained(
 # The parts ----------------------------------------------------------------------------------------------
 
 
-# Fields that choose among networks of the same tensors, or of nearly the same, when a file does not state its own.
-DECIDING = ("stride_in_1x1", "first_stage_stride", "anti_alias", "act", "shortcut", "stem", "stem_pool", "output_stride")
-
-
-def _deciding(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    return {field: value for field, value in overrides.items() if field in DECIDING}
+# Fields that choose among networks of the same tensors, or nearly so, where the source does not state its own.
+DECIDING = {
+    *("stride_in_1x1", "first_stage_stride", "anti_alias", "act"),
+    *("shortcut", "stem", "stem_pool", "output_stride"),
+}
 
 
 def _fit(
@@ -157,13 +158,15 @@ def _fit(
     given = next(variables["params"][name] for name in variables["params"] if name.startswith("conv1"))
     given = given.get("0", given)["kernel"].shape[2]
     waive = ["fc"] if model.num_classes != before.num_classes else []
-    fitted, diff = adapt(model, variables, in_channels=given if in_chans is None else in_chans, channels=channels, waive=waive, key=key)
+    wanted = given if in_chans is None else in_chans
+    fitted, diff = adapt(model, variables, in_channels=wanted, channels=channels, waive=waive, key=key)
     if diff.adapted or diff.initialised or diff.left_over:
         logger.warning("the network differs from the weights:\n%s", diff)
     return fitted
 
 
-def _in_dtypes_of(model: ResNet, variables: convert.Variables) -> convert.Variables:
+def in_dtypes_of(model: ResNet, variables: convert.Variables) -> convert.Variables:
+    """Parameters in the model's `param_dtype`, statistics in it or in float32, whichever is wider."""
     param_dtype = jnp.dtype(model.param_dtype)
     dtypes = {"params": param_dtype, "batch_stats": jnp.promote_types(param_dtype, jnp.float32)}
     return {

@@ -54,12 +54,9 @@ class Opened:
             found = recognise.identify_renamed(self.renamed)
             open_ = [item for item in found.left_open if item.decides not in self.fields]
             return recognise.Identity(found.name, found.fields | dict(self.fields), tuple(open_))
-        told = recognise.overrides(self.name, self.tensors)
-        if self.source.name is not None:  # it is stated, and so is every field
-            told = {field: value for field, value in told.items() if field == "num_classes" and not value}
-        fields = told | dict(self.fields)
         if self.source.name is not None:
-            return recognise.Identity(self.name, fields, ())
+            return recognise.Identity(self.name, dict(self.fields), ())
+        fields = recognise.overrides(self.name, self.tensors) | dict(self.fields)
         open_ = [item for item in recognise.left_open(fields, self.renamed) if item.decides not in self.fields]
         return recognise.Identity(self.name, fields, tuple(open_))
 
@@ -87,8 +84,8 @@ class Opened:
         """
         if self.renamed.blurred and model.anti_alias != "blur":
             raise ConversionError(
-                f"{self.source.text} has the filters of blur-pools, which the network of anti_alias={model.anti_alias!r} "
-                "does not have: give one with anti_alias='blur', as resnetblur50."
+                f"{self.source.text} has the filters of blur-pools, and the network has anti_alias={model.anti_alias!r}: "
+                "give one with anti_alias='blur', as resnetblur50."
             )
         if self.source.name is None:
             return
@@ -116,7 +113,7 @@ def resolve(
     *,
     name: str | None = None,
     fields: Mapping[str, Any] | None = None,
-    ema: bool = False,
+    ema: bool | None = None,
     prefix: str | None = None,
     drop: Sequence[str] = (),
 ) -> Opened:
@@ -126,7 +123,7 @@ def resolve(
       source: as for `load_pretrained`, or what `sources.locate` has made of it.
       name: the network, where the source does not state it.
       fields: of `ResNet`, likewise.
-      ema: the moving average of the weights.
+      ema: the moving average of the weights. By default that of a run which kept one, and of others not.
       prefix: of several networks in a file, the one whose tensors' names begin so.
       drop: beginnings of names to leave out, such as "fc"; without `fc` the network has no head.
 
@@ -139,14 +136,17 @@ def resolve(
     if name is not None:
         create_model(name)  # refuses an unknown one before anything is read
         if found.name is not None and ALIASES.get(name, name) != found.name:
-            raise ValueError(f"{found.text} states that its network is {found.name}, and not {name}: leave the name out.")
+            raise ValueError(
+                f"{found.text} states that its network is {found.name}, and not {name}: leave the name out."
+            )
     for field, value in found.arguments.items():
         if field in given and given[field] != value and field in OF_THE_FUNCTION:
             raise ValueError(f"{found.text} states {field}={value!r}, and not {given[field]!r}: leave it out.")
+    if ema is None:
+        ema = found.run is not None and bool(found.run.get("ema", {}).get("decay"))  # what the run itself evaluated
     renamed = rename(found.read(ema=ema), prefix=prefix, drop=drop)
     renamed.log()
     stated = dict(found.arguments)
     if "fc.weight" not in renamed.tensors and any("fc" in part.split(".") for part in drop):
         stated["num_classes"] = 0
     return Opened(found, renamed, name or found.name, stated | given)
-

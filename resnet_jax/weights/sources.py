@@ -174,7 +174,9 @@ def _folder(text: str, path: pathlib.Path) -> Source:
     )
     file = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), path)
     if file == path and not formats.holds_weights(path) and not _is_of_orbax(path):
-        raise ValueError(f"{text}: the folder holds no weights: it has none of {', '.join(WEIGHT_FILES)}; give {SOURCES}.")
+        raise ValueError(
+            f"{text}: the folder holds no weights: it has none of {', '.join(WEIGHT_FILES)}; give {SOURCES}."
+        )
     return _configured(text, config, lambda: processor, lambda: file)
 
 

@@ -22,7 +22,7 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 # Of ResNetConfig: what it is where the file does not say it.
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "num_channels": 3,
     "embedding_size": 64,
     "hidden_sizes": [256, 512, 1024, 2048],
@@ -63,7 +63,9 @@ def network(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """
     stated = DEFAULTS | {key: value for key, value in config.items() if key in DEFAULTS}
     if unknown := sorted(config.keys() - DEFAULTS.keys() - OF_A_RUN):
-        raise ValueError(f"config.json has {unknown}, which are no fields of transformers' ResNetConfig that are known here.")
+        raise ValueError(
+            f"config.json has {unknown}, which are no fields of transformers' ResNetConfig that are known here."
+        )
     for key, (kind, right) in _right(stated).items():
         if not right:
             raise ValueError(f"config.json: {key}={stated[key]!r} must be {kind}.")
