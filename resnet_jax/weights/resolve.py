@@ -84,7 +84,7 @@ class Opened:
         """
         if self.renamed.blurred and model.anti_alias != "blur":
             raise ConversionError(
-                f"{self.source.text} has the filters of blur-pools, and the network has anti_alias={model.anti_alias!r}: "
+                f"{self.source.text} has the filters of blur-pools, and the network anti_alias={model.anti_alias!r}: "
                 "give one with anti_alias='blur', as resnetblur50."
             )
         if self.source.name is None:
