@@ -162,7 +162,7 @@ from resnet_jax.weights.files import formats
 formats.save_state_dict(sys.argv[1], resnet_jax.to_torch(model, variables))
 back = resnet_jax.from_torch(model, formats.load_state_dict(sys.argv[1]))
 assert all(jax.tree.leaves(jax.tree.map(np.array_equal, variables, back)))
-assert resnet_jax.cli.main(["convert", sys.argv[1], "--model=cifar_resnet20", "--out=" + sys.argv[1] + ".out"]) == 0
+assert resnet_jax.cli.main(["convert", sys.argv[1], "--model=cifar_resnet20", "--out=" + sys.argv[1] + ".out/"]) == 0
 print("fine")
 """
     pytest.importorskip("resnet_jax.cli")

@@ -62,11 +62,12 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 def _format(out: str, given: str | None) -> str:
     """What `--out` is to be. A name that ends like a file's is that of a file."""
-    suffix = pathlib.PurePath(out).suffix.lower()
+    suffix = pathlib.PurePath(out).suffix.lower() if not out.endswith("/") else ""
+    suffix = suffix if any(map(str.isalpha, suffix)) else ""  # runs/v1.0 is a folder
     by_suffix = {".safetensors": "safetensors", **dict.fromkeys(formats.TORCH_SUFFIXES, "torch")}
-    if suffix and suffix not in by_suffix and not pathlib.Path(out).expanduser().is_dir():
+    if suffix and suffix not in by_suffix and given not in ("orbax", "timm"):
         raise ValueError(
-            f"--out={out}: weights are written as {', '.join(by_suffix)}, or into a folder, whose name has no suffix."
+            f"--out={out}: weights are written as {', '.join(by_suffix)}, or into a folder: its name ends in / then."
         )
     if given and suffix in by_suffix and by_suffix[suffix] != given:
         raise ValueError(f"--format={given}, but --out={out} ends as one of {by_suffix[suffix]}: give one of the two.")
@@ -77,7 +78,7 @@ def _format(out: str, given: str | None) -> str:
 
 def _read_back(out: epath.Path, form: str, model: ResNet) -> Variables:
     if form != "orbax":
-        return convert.from_native(model, formats.load_state_dict(out), allow_nonfinite=True)
+        return convert.from_torch(model, formats.load_state_dict(out), allow_nonfinite=True)
     from resnet_jax.weights.files import orbax_folder
 
     variables: Variables = orbax_folder.load_variables(str(out))

@@ -116,9 +116,8 @@ def load(arguments: argparse.Namespace) -> Net:
     variables = pretrained.in_dtypes_of(model, variables)
     check_finite(arguments.model, variables, allow=arguments.allow_nonfinite)
     source = opened.source
-    if (names := source.label_names) is None:
-        say(f"classes have numbers for names: {source.text} does not name them")
-    elif len(names) != model.num_classes:
+    names = source.label_names
+    if names is not None and len(names) != model.num_classes:
         raise ValueError(f"{source.text} names {len(names)} classes, and its network has {model.num_classes}.")
     preprocessing = _preprocessing(arguments, source, model)
     return Net(model, variables, preprocessing, names, None if source.run is None else source.run["data"])

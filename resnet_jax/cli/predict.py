@@ -27,6 +27,8 @@ def _predict(arguments: argparse.Namespace, found: net.Net) -> int:
     """Exit code 1 if an image could not be read; each is named, and the others are predicted."""
     if arguments.top < 1:
         raise ValueError(f"--top={arguments.top} must be 1 or more.")
+    if found.class_names is None:
+        net.say(f"classes have numbers for names: {arguments.model} does not name them")
     paths, class_names = _image_files(arguments.images), found.class_names
     rows = inference.predictions(
         found.model,

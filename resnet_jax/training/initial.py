@@ -66,11 +66,7 @@ def _read(source: str, model: ResNet, ema: bool) -> tuple[dict[Path, np.ndarray]
     """Variables, flat, of whatever network, and what they are in words."""
     opened = resolve.resolve(source, ema=None if ema else False)
     opened.check_evidence(model)
-    averaged = ema and opened.source.run is not None and bool(opened.source.run.get("ema", {}).get("decay"))
-    what = "weights under PyTorch's names"
-    if opened.source.run is not None:
-        what = "its moving average" if averaged else "its last variables"
-    return flatten_dict(convert.without_model(opened.tensors)), what
+    return flatten_dict(convert.without_model(opened.tensors)), opened.what
 
 
 def _wanted(model: ResNet, channels: int) -> Flat:

@@ -110,7 +110,7 @@ def left_open(fields: Mapping[str, Any], renamed: Renamed) -> Iterator[LeftOpen]
             "detectron2's names do not tell where the stride is: taken for stride_in_1x1=False, as in its torchvision "
             "weights; those of MSRA's and what was trained from them have stride_in_1x1=True",
         )
-    if renamed.whose == TRANSFORMERS:
+    if renamed.whose == TRANSFORMERS and not fields.keys() & {"stride_in_1x1", "first_stage_stride"}:
         yield LeftOpen(
             "first_stage_stride",
             "transformers' names do not tell what its config.json does: taken for its default, "
@@ -158,6 +158,9 @@ def _overrides(entry: Mapping[str, Any], found: Shapes) -> dict[str, Any]:
         fields["stem"] = "cifar"
     if entry.get("shortcut") == "A" and any(".downsample." in name for name in found):
         fields["shortcut"] = "B"
+    projected = found.get("layer1.0.downsample.0.weight", (0, 1))
+    if "layer1.0.conv3.weight" not in found and projected[0] == projected[1]:  # needless, if it halved nothing
+        fields["first_stage_stride"] = 2
     return fields
 
 

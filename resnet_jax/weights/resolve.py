@@ -19,8 +19,8 @@ from resnet_jax.weights.sources import Source, locate
 
 logger = logging.getLogger(__name__)
 
-# Fields of `ResNet` that change what a network computes, and of which tensors say little or nothing.
-OF_THE_FUNCTION = ("stride_in_1x1", "first_stage_stride", "anti_alias", "act", "shortcut", "stem", "stem_pool", "norm")
+# Fields of `ResNet` that change what a network computes, and of which its tensors tell nothing.
+OF_THE_FUNCTION = ("stride_in_1x1", "first_stage_stride", "anti_alias", "act", "stem_pool")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +29,14 @@ class Opened:
 
     Attributes:
       source: where they come from, and what that states.
+      what: they are, in words: weights, or the average or the last variables of a run.
       renamed: their tensors, under torchvision's names.
       name: of the network, if the source states it or somebody has said so.
       fields: of `ResNet`, in which it differs from the table's entry, likewise.
     """
 
     source: Source
+    what: str
     renamed: Renamed
     name: str | None
     fields: Mapping[str, Any]
@@ -54,9 +56,11 @@ class Opened:
             found = recognise.identify_renamed(self.renamed)
             open_ = [item for item in found.left_open if item.decides not in self.fields]
             return recognise.Identity(found.name, found.fields | dict(self.fields), tuple(open_))
+        told = recognise.overrides(self.name, self.tensors)
         if self.source.name is not None:
-            return recognise.Identity(self.name, dict(self.fields), ())
-        fields = recognise.overrides(self.name, self.tensors) | dict(self.fields)
+            head = {"num_classes": told["num_classes"]} if "num_classes" in told else {}
+            return recognise.Identity(self.name, head | dict(self.fields), ())
+        fields = told | dict(self.fields)
         open_ = [item for item in recognise.left_open(fields, self.renamed) if item.decides not in self.fields]
         return recognise.Identity(self.name, fields, tuple(open_))
 
@@ -142,11 +146,10 @@ def resolve(
     for field, value in found.arguments.items():
         if field in given and given[field] != value and field in OF_THE_FUNCTION:
             raise ValueError(f"{found.text} states {field}={value!r}, and not {given[field]!r}: leave it out.")
-    if ema is None:
-        ema = found.run is not None and bool(found.run.get("ema", {}).get("decay"))  # what the run itself evaluated
-    renamed = rename(found.read(ema=ema), prefix=prefix, drop=drop)
+    tensors, what = found.read(ema=ema)
+    renamed = rename(tensors, prefix=prefix, drop=drop)
     renamed.log()
     stated = dict(found.arguments)
     if "fc.weight" not in renamed.tensors and any("fc" in part.split(".") for part in drop):
         stated["num_classes"] = 0
-    return Opened(found, renamed, name or found.name, stated | given)
+    return Opened(found, what, renamed, name or found.name, stated | given)

@@ -9,6 +9,8 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from etils import epath
+
 from resnet_jax.weights import convert
 from resnet_jax.weights.files import formats
 from resnet_jax.weights.published import download, registry, timm_config, transformers_config
@@ -49,16 +51,19 @@ class Source:
     text: str
     name: str | None
     arguments: Mapping[str, Any]
-    fetch: Callable[[], pathlib.Path]
+    fetch: Callable[[], epath.PathLike]
     images: Callable[[], Mapping[str, Any]] = dict
     label_names: Sequence[str] | None = None
     run: Mapping[str, Any] | None = None
 
-    def read(self, *, ema: bool = False) -> dict[str, Any]:
-        """`{name: array}` as the file has it, or, of what this library wrote itself, under torchvision's names.
+    def read(self, *, ema: bool | None = None) -> tuple[dict[str, Any], str]:
+        """`{name: array}`, and what they are in words.
+
+        The names are those of the file or, of what this library wrote itself, torchvision's.
 
         Args:
-          ema: the moving average of the weights.
+          ema: the moving average of the weights. By default that of a run which kept one, as it is what the run
+            evaluated, and not that of anybody else's file.
 
         Raises:
           WeightFileError: it cannot be read, or has no average.
@@ -67,10 +72,13 @@ class Source:
         """
         place = self.fetch()
         if formats.holds_weights(place):
-            return dict(formats.load_state_dict(place, ema=ema))
+            return dict(formats.load_state_dict(place, ema=bool(ema))), "weights under PyTorch's names"
         from resnet_jax.weights.files import orbax_folder  # Orbax takes a second to import, and files do without it
 
-        return convert.native(orbax_folder.load_variables(str(place), ema=ema))
+        with contextlib.nullcontext() if ema else contextlib.suppress(orbax_folder.NoAverage):
+            if ema is not False:
+                return convert.native(orbax_folder.load_variables(str(place), ema=True)), "its moving average"
+        return convert.native(orbax_folder.load_variables(str(place))), "its last variables"
 
     def preprocessing(self, *, train: bool = False) -> "Preprocessing":
         """What is stated of images.
@@ -111,7 +119,9 @@ def locate(source: str | os.PathLike[str]) -> Source:
     if not place:
         raise ValueError(f"{text!r} names no source: give {SOURCES}.")
     path = pathlib.Path(place).expanduser()
-    if "://" in place or path.is_dir():
+    if "://" in place:
+        return _folder(text, epath.Path(place))
+    if path.is_dir():
         return _folder(text, path)
     if path.is_file():
         return _file(text, path)
@@ -163,7 +173,7 @@ def _repository(text: str, rest: str) -> Source:
     return _configured(text, optional(CONFIG), lambda: optional(transformers_config.PROCESSOR), fetch)
 
 
-def _folder(text: str, path: pathlib.Path) -> Source:
+def _folder(text: str, path: Any) -> Source:
     from resnet_jax.runs import workdirs  # for those who have a folder
 
     if found := workdirs.find_run(str(path)):
@@ -174,17 +184,15 @@ def _folder(text: str, path: pathlib.Path) -> Source:
     )
     file = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), path)
     if file == path and not formats.holds_weights(path) and not _is_of_orbax(path):
-        raise ValueError(
-            f"{text}: the folder holds no weights: it has none of {', '.join(WEIGHT_FILES)}; give {SOURCES}."
-        )
+        raise ValueError(f"{text}: the folder has none of {', '.join(WEIGHT_FILES)}, and is of no run; give {SOURCES}.")
     return _configured(text, config, lambda: processor, lambda: file)
 
 
-def _is_of_orbax(path: pathlib.Path) -> bool:
-    return "://" in str(path) or (path / "_METADATA").exists()
+def _is_of_orbax(path: Any) -> bool:
+    return "://" in str(path) or any((path / name).exists() for name in ("_METADATA", "variables", "checkpoints"))
 
 
-def _run(text: str, path: pathlib.Path, config: Mapping[str, Any], names: Sequence[str] | None) -> Source:
+def _run(text: str, path: Any, config: Mapping[str, Any], names: Sequence[str] | None) -> Source:
     """A run, or one of its checkpoints: the network, preprocessing and class names are those of the run."""
     model, data = config["model"], config["data"]
     arguments = {field: value for field, value in model["kwargs"].items() if value is not None}
@@ -207,7 +215,7 @@ def _file(text: str, path: pathlib.Path) -> Source:
 
 
 def _configured(
-    text: str, config: Mapping[str, Any], processor: Callable[[], Mapping[str, Any]], fetch: Callable[[], pathlib.Path]
+    text: str, config: Mapping[str, Any], processor: Callable[[], Mapping[str, Any]], fetch: Callable[[], Any]
 ) -> Source:
     try:
         if transformers_config.is_of_a_resnet(config):

@@ -46,6 +46,7 @@ def workdir(tmp_path_factory, folder):
         "data": {"name": "folder", "path": str(folder), **data},
     }
     (path / "config.json").write_text(json.dumps(config))
+    (path / "classes.json").write_text(json.dumps(["ant", "bee", "cat", "dog"]))
     return str(path)
 
 
@@ -166,15 +167,27 @@ def test_progress_is_one_rewritten_line(monkeypatch, capsys, workdir):
     assert "12 of 12 images" in err
 
 
-def test_a_run_whose_data_is_gone_has_numbered_classes(workdir, folder, capsys, monkeypatch):
+def test_names_are_those_of_the_run_wherever_its_data_are_now(workdir, folder, tmp_path, capsys, monkeypatch):
     def gone(*_, **__):
         raise FileNotFoundError("/data does not exist")
 
     monkeypatch.setattr(datasets, "open_dataset", gone)
-    assert cli.main(["predict", str(folder / "test" / "ant" / "0.png"), f"--model={workdir}"]) == 0
+    image = str(folder / "test" / "ant" / "0.png")
+    assert cli.main(["predict", image, f"--model={workdir}"]) == 0
+    assert "ant" in capsys.readouterr().out.replace(image, "")
+    shutil.copytree(workdir, tmp_path / "old")
+    (tmp_path / "old" / "classes.json").unlink()  # as of a run from before names were kept
+    assert cli.main(["predict", image, f"--model={tmp_path / 'old'}"]) == 0
     out, err = capsys.readouterr()
     assert "class 0" in out
-    assert "numbers for names, since the data of the run cannot be opened: /data does not exist" in err
+    assert f"classes have numbers for names: {tmp_path / 'old'} does not name them" in err
+
+
+def test_data_of_other_names_are_not_what_the_run_is_evaluated_on(workdir, tmp_path, capsys):
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "classes.json").write_text(json.dumps(["ant", "bee", "cow", "dog"]))
+    assert cli.main(["evaluate", f"--model={tmp_path / 'run'}"]) == 2
+    assert "was trained on classes of other names than 'folder' has now" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -183,8 +196,8 @@ def test_a_run_whose_data_is_gone_has_numbered_classes(workdir, folder, capsys, 
         (["predict", "{dir}/none.jpg", "--model={run}"], "none.jpg does not exist"),
         (["predict", "{dir}", "--model={run}"], "has no images (.jpg, .jpeg, .png, .bmp, .webp) among its 0 files"),
         (["predict", "{png}", "--model={run}", "--top=0"], "--top=0 must be 1 or more"),
-        (["predict", "{png}", "--model={run}", "--network=resnet18"], "is a run, which does"),
-        (["predict", "{png}", "--model=none.pth", "--network=resnet18"], "none.pth is no file or folder that exists"),
+        (["predict", "{png}", "--model={run}", "--network=resnet18"], "states that its network is cifar_resnet20"),
+        (["predict", "{png}", "--model=none.pth", "--network=resnet18"], "none.pth: there is no such file or folder"),
         (["predict", "{png}", "--model={run}", "--mean=0.5,0.5,0.5"], "must both have 1 entry (grey) or 3"),
         (["predict", "{png}", "--model={run}", "--image-size=20"], "give --resize-size as well"),
         (["predict", "{png}", "--model={file}", "--network=resnet18"], "another network"),

@@ -13,7 +13,7 @@ from resnet_jax.cli import command, net
 from resnet_jax.cli import verify as verb
 from resnet_jax.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from resnet_jax.training import initial
-from resnet_jax.weights import convert, resolve, sources
+from resnet_jax.weights import convert, recognise, resolve, sources
 from resnet_jax.weights.errors import ConversionError
 from resnet_jax.weights.files import formats, orbax_folder
 
@@ -53,7 +53,7 @@ def in_names_of_transformers(tensors):
         ):  # fmt: skip
             if name.startswith(ours):
                 rest = name.removeprefix(ours)
-                for i in (1, 2):
+                for i in (1, 2, 3):
                     rest = rest.replace(f"conv{i}.", f"layer.{i - 1}.convolution.")
                     rest = rest.replace(f"bn{i}.", f"layer.{i - 1}.normalization.")
                 rest = rest.replace("downsample.0.", "shortcut.convolution.")
@@ -311,18 +311,22 @@ def test_the_filters_of_a_blur_net_are_evidence_at_the_command_line_too(tmp_path
         initial.load(str(file), model, channels=3)
 
 
-def test_one_line_names_both_and_a_field_decides(tmp_path, caplog):
-    tensors = resnet_jax.to_torch(OF_TRANSFORMERS, random_variables(OF_TRANSFORMERS))
-    renamed = in_names_of_transformers(tensors)
-    formats.save_state_dict(tmp_path / "x.safetensors", renamed)
+@pytest.mark.parametrize("decided", [{}, {"first_stage_stride": 2}, {"stride_in_1x1": True}], ids=["", "stage", "1x1"])
+def test_one_line_names_both_and_a_field_decides(tmp_path, caplog, decided):
     fields = {"stage_sizes": (1, 1), "stage_features": (8, 16), "stem_features": 8}
+    model = resnet_jax.resnet50(**fields, num_classes=4)
+    tensors = resnet_jax.to_torch(model, random_variables(model))
+    formats.save_state_dict(tmp_path / "x.safetensors", in_names_of_transformers(tensors))
     with caplog.at_level(logging.WARNING):
-        opened = resolve.resolve(tmp_path / "x.safetensors", name="resnet18", fields=fields)
-        opened.network()
-    assert "transformers' names do not tell" in caplog.text
-    caplog.clear()
-    resolve.resolve(tmp_path / "x.safetensors", name="resnet18", fields=fields | {"first_stage_stride": 2}).network()
-    assert "transformers' names" not in caplog.text
+        found, _ = resolve.resolve(tmp_path / "x.safetensors", name="resnet50", fields=fields | decided).network()
+    assert found == model.clone(**decided)
+    assert ("do not tell what its config.json does" in caplog.text) == (decided == {})
+
+
+def test_a_basic_net_tells_that_its_first_stage_halves():
+    model = resnet_jax.resnet18(first_stage_stride=2, num_classes=4)
+    shapes = {name: np.broadcast_to(np.float32(0), shape) for name, shape in convert.torch_shapes(model).items()}
+    assert recognise.identify(shapes) == ("resnet18", {"num_classes": 4, "first_stage_stride": 2})
 
 
 def test_what_is_stated_is_not_overruled(made, tmp_path):

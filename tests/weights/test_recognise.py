@@ -12,7 +12,8 @@ from drawing import drawn
 from resnet_jax.models.variants import ALIASES, VARIANTS, create_model
 from resnet_jax.weights import convert
 from resnet_jax.weights.errors import ConversionError
-from resnet_jax.weights.recognise import identify, native_names
+from resnet_jax.weights.names import native_names, rename
+from resnet_jax.weights.recognise import identify
 
 
 @functools.cache
@@ -229,10 +230,111 @@ def test_no_such_network_names_the_nearest():
         identify({})
 
 
+def test_a_network_that_is_written_twice_is_one_and_of_two_one_can_be_said():
+    tensors = weights("cifar_resnet20")
+    twice = prefixed("a.", tensors) | prefixed("b.", tensors)
+    assert native_names(twice).keys() == native_names(tensors).keys()
+    other = twice | {"b.layer1.0.bn1.bias": np.full(16, 2.0, np.float32)}
+    found = rename(other, prefix="b").tensors
+    np.testing.assert_array_equal(found["layer1.0.bn1.bias"], np.full(16, 2.0))
+
+
+NEW_NAMES = {
+    "numbers of a Sequential": lambda name: re.sub(
+        r"^(conv1|bn1|layer(\d)|fc)\.",
+        lambda m: {"conv1": "0.", "bn1": "1.", "fc": "9."}.get(m[1]) or f"{int(m[2]) + 3}.",
+        name,
+    ),
+    "numbers below a prefix": lambda name: "model.backbone." + NEW_NAMES["numbers of a Sequential"](name),
+    "detectron2's": lambda name: "backbone.bottom_up." + detectron2(name),
+    "layer0": lambda name: re.sub(r"^(conv1|bn1)\.", r"layer0.\1.", name),
+    "layer0 in numbers": lambda name: re.sub(r"^conv1\.", "layer0.0.", re.sub(r"^bn1\.", "layer0.1.", name)),
+    "ClassyVision's": lambda name: "_feature_blocks." + name,
+}
+
+
+def detectron2(name):
+    name = re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", name)
+    name = re.sub(r"\.bn(\d)\.", r".conv\1.norm.", name)
+    name = name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+    name = re.sub(r"^conv1\.", "stem.conv1.", re.sub(r"^bn1\.", "stem.conv1.norm.", name))
+    return name.replace("fc.", "stem.fc.")
+
+
+@pytest.mark.parametrize("whose", NEW_NAMES)
+def test_names_of_others_are_torchvisions_in_the_end(whose):
+    tensors = weights("resnet18")
+    renamed = {NEW_NAMES[whose](name): tensor for name, tensor in tensors.items()}
+    assert len(renamed) == len(tensors)
+    found = native_names(renamed)
+    wanted = native_names(tensors)
+    assert found.keys() == wanted.keys()
+    assert all(found[name] is wanted[name] for name in wanted)
+
+
+@pytest.mark.parametrize("form", ["stem", "six names", "layer0"])
+def test_deep_stems_have_many_names(form):
+    tensors = weights("resnet26t")
+    places = {
+        "stem": ("stem.0", "stem.1", "stem.3", "stem.4", "stem.6", "stem.7"),
+        "six names": ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3"),
+        "layer0": tuple(f"layer0.{name}" for name in ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3")),
+    }[form]
+    ours = ("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1")
+    renamed = {}
+    for name, tensor in tensors.items():
+        place = next((i for i, our in enumerate(ours) if name.startswith(our + ".")), None)
+        renamed[name if place is None else places[place] + name.removeprefix(ours[place])] = tensor
+    found, wanted = native_names(renamed), native_names(tensors)
+    assert found.keys() == wanted.keys()
+    assert all(found[name] is wanted[name] for name in wanted)
+
+
+@pytest.mark.parametrize(
+    ("extra", "what"),
+    [
+        ("attnpool.q_proj.weight", "CLIP's ResNet"),
+        ("visual.attnpool.positional_embedding", "CLIP's ResNet"),
+        ("root.conv.weight", "a BiT"),
+        ("layer1.0.prelu.weight", "an IResNet"),
+        ("vit.cls_token", "a vision transformer"),
+    ],
+)
+def test_other_kinds_of_networks_are_refused_by_what_they_are(extra, what):
+    with pytest.raises(ConversionError, match=what):
+        native_names(weights("cifar_resnet20") | {extra: np.ones((2, 2))})
+
+
+def test_so_is_one_for_video():
+    with pytest.raises(ConversionError, match="3D convolutions"):
+        native_names(weights("cifar_resnet20") | {"conv1.weight": np.ones((16, 3, 3, 7, 7))})
+
+
+@pytest.mark.parametrize("name", ["." * 4000, "layer" + "1" * 5000 + ".0.conv1.weight", "a" * 401])
+def test_names_longer_than_any_are_refused(name):
+    with pytest.raises(ConversionError, match="is the name of no network's tensor"):
+        native_names(weights("cifar_resnet20") | {name: np.ones(3)})
+
+
+def test_a_part_can_be_dropped_and_what_is_not_there_cannot():
+    tensors = weights("cifar_resnet20")
+    mlp = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
+    mlp |= {"fc.0.weight": np.ones((5, 64)), "fc.0.bias": np.ones(5), "fc.2.weight": np.ones((3, 5))}
+    assert "fc.0.weight" in rename(mlp).tensors
+    assert not [name for name in rename(mlp, drop=["fc"]).tensors if name.startswith("fc")]
+    with pytest.raises(ConversionError, match="nothing to drop under 'head': the names begin with bn1, conv1, fc,"):
+        rename(mlp, drop=["head"])
+    with pytest.raises(ConversionError, match="nothing stands under the prefix 'teacher'"):
+        rename(mlp, prefix="teacher")
+
+
 @pytest.mark.parametrize(
     ("tensors", "said"),
     [
-        (lambda t: prefixed("a.", t) | prefixed("b.", t), r"holds 2 networks, under 'a\.', 'b\.'"),
+        (
+            lambda t: prefixed("a.", t) | prefixed("b.", t | {"layer1.0.bn1.bias": np.ones(16, np.float32)}),
+            r"holds 2 networks, under 'a\.', 'b\.': say which one, as prefix='a'",
+        ),
         (lambda t: t | {"linear.bias": t["fc.bias"]}, r"names 'fc.bias' twice, as 'fc.bias' and as 'linear.bias'"),
         (
             lambda t: t | {"layer1.0.shortcut.0.weight": 1, "layer1.0.downsample.0.weight": 1},
