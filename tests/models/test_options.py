@@ -16,6 +16,8 @@ timm = pytest.importorskip("timm")
 # Blocks of a cut network: two where an option dilates, as the first may have another dilation than the second.
 FEW = (1, 1, 2, 2)
 NARROW = (16, 32, 64, 128)
+OTHER_STRIDES = [("resnet18", 8), ("resnet50d", 16), ("resnetaa50", 8)]
+OTHER_CHANNELS = [("resnet18", 4), ("resnet10t", 1), ("resnet10t", 12)]
 STRIDED = ["resnet18", "resnet50", "resnet50d", "seresnet50", "resnetaa50"]
 SIX_KINDS = ["resnet34", "resnet50t", "seresnext26d_32x4d", "resnetaa34d", "resnetblur18", "test_resnet"]
 
@@ -46,7 +48,13 @@ def test_output_stride_equals_timms(name, output_stride):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "output_stride"), [("resnet18", 16), ("resnet50d", 8), ("resnetaa50", 16)])
+@pytest.mark.parametrize(
+    ("name", "output_stride"),
+    [
+        *[("resnet18", 16), ("resnet50d", 8), ("resnetaa50", 16)],
+        *(pytest.param(*case, marks=pytest.mark.parity) for case in OTHER_STRIDES),
+    ],
+)
 def test_output_stride_of_few_blocks_equals_timms(name, output_stride):
     reference = verify.torch_reference(name, library="timm", output_stride=output_stride, layers=FEW, channels=NARROW)
     model = build(name, output_stride=output_stride, stage_sizes=FEW, stage_features=NARROW)
@@ -103,7 +111,13 @@ def test_without_a_global_pool_the_map_stays_and_the_head_is_a_1x1_convolution()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "channels"), [("resnet18", 1), ("resnet10t", 4), ("resnet18", 12)])
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        *[("resnet18", 1), ("resnet10t", 4), ("resnet18", 12)],
+        *(pytest.param(*case, marks=pytest.mark.parity) for case in OTHER_CHANNELS),
+    ],
+)
 def test_input_channels_equal(name, channels):
     reference = verify.torch_reference(name, library="timm", in_chans=channels, layers=(1,) * 4, channels=NARROW)
     assert worst(reference, build(name, stage_sizes=(1,) * 4, stage_features=NARROW), channels=channels) < 1e-10
