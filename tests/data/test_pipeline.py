@@ -165,6 +165,7 @@ def test_threads_do_not_change_the_batches(num_threads):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_workers_do_not_change_the_batches():
     assert_same(take(8, num_workers=2, num_threads=1), take(8))
     dataset = synthetic(21)
@@ -252,8 +253,12 @@ def test_an_unreadable_image_is_refused_by_name(num_threads):
 
 @pytest.mark.slow
 def test_an_unreadable_image_is_refused_by_name_in_a_worker():
-    with pytest.raises(ValueError, match=r"numbered/5\.png: the 6 bytes are not a whole image"):
-        take_all(numbered(12, broken=(5,)), 4, num_workers=1)
+    """In its turn, after the batch before it."""
+    (expected, *_) = take_all(numbered(12), 4)
+    with pipeline.eval_batches(numbered(12, broken=(5,)), batch_size=4, transform=PLAIN, num_workers=1) as batches:
+        assert_same([next(batches)], [expected])
+        with pytest.raises(ValueError, match=r"numbered/5\.png: the 6 bytes are not a whole image"):
+            next(batches)
 
 
 def test_an_unreadable_image_is_skipped_counted_and_named_once(caplog):
