@@ -121,8 +121,8 @@ def test_an_example_is_augmented_anew_in_each_epoch():
 
 
 def examples(**kwargs):
-    """Indices in the order of the rows, of 20 passes over 10 examples in batches of 8."""
-    batches = take(25, numbered(10), batch_size=8, transform=PLAIN_TRAINING, **kwargs)
+    """Indices in the order of the rows, of 8 passes over 10 examples in batches of 8."""
+    batches = take(10, numbered(10), batch_size=8, transform=PLAIN_TRAINING, **kwargs)
     return np.concatenate([batch["label"] for batch in batches])
 
 
@@ -130,10 +130,10 @@ def examples(**kwargs):
 def test_repeats_take_the_first_examples_of_each_pass_so_many_times(repeats):
     """As torchvision's RASampler: the order of a pass, each index repeated, cut off to the length of the pass."""
     indices = examples()
-    passes = [np.repeat(one, repeats)[:10] for one in indices.reshape(20, 10)]
-    stream = np.concatenate(passes).reshape(25, 8)
+    passes = [np.repeat(one, repeats)[:10] for one in indices.reshape(8, 10)]
+    stream = np.concatenate(passes).reshape(10, 8)
     found = examples(repeats=repeats)
-    for batch, expected in zip(found.reshape(25, 8), stream, strict=True):
+    for batch, expected in zip(found.reshape(10, 8), stream, strict=True):
         # In a batch all places 0, repeats, 2 repeats, ... come first, then 1, repeats + 1, ...
         np.testing.assert_array_equal(batch, np.concatenate([expected[first::repeats] for first in range(repeats)]))
 
