@@ -48,7 +48,10 @@ def start(name, library=None, blocks=None, stages=4):
         reference.fc = torch.nn.Linear(width, reference.fc.out_features, dtype=torch.float64)
         for layer in layers[stages:]:
             setattr(reference, layer, torch.nn.Identity())
-        cut["stage_features"] = resnet_jax.create_model(name).stage_features[:stages]
+        whole = resnet_jax.create_model(name)
+        for field in ("block", "stage_features"):
+            value = getattr(whole, field)
+            cut[field] = value[:stages] if isinstance(value, tuple) else value
     verify.randomise_norms(reference, seed=0)
     # The batch-statistics run of the norms is what is compared; PyTorch's running values start from the random ones.
     norm = "group" if name.endswith("_gn") else "batch_unbiased"
