@@ -31,18 +31,28 @@ class Outer(nn.Module):
         return nn.Dense(3, name="head", param_dtype=jnp.float64)(features)
 
 
-def random(init, seed):
-    """Random variables: no norm tensor is at a value that it would keep by itself, and no signal dies."""
+def random_norms(tree, seed):
+    """The tree with random norm tensors: none is at a value that it would keep by itself, and no signal dies."""
     rng = np.random.default_rng(seed)
 
     def draw(path, x):
         kind = path[-1].key
         if kind == "kernel":
-            return rng.normal(0, np.sqrt(2 / np.prod(x.shape[:-1])), x.shape).astype(x.dtype)
+            return np.asarray(x)
         drawn = rng.uniform(0.5, 1.5, x.shape) if kind in ("scale", "var") else rng.normal(0, 0.1, x.shape)
         return drawn.astype(x.dtype)
 
-    return jax.tree.map_with_path(draw, jax.eval_shape(init))
+    return jax.tree.map_with_path(draw, tree)
+
+
+def random(init, seed):
+    """Random variables of the shapes that `init` gives, which is not run."""
+    rng = np.random.default_rng(seed)
+
+    def draw(x):
+        return rng.normal(0, np.sqrt(2 / np.prod(x.shape[:-1])), x.shape).astype(x.dtype)
+
+    return random_norms(jax.tree.map(draw, jax.eval_shape(init)), seed)
 
 
 def train_three_steps(freeze_norm, tx):
@@ -145,7 +155,7 @@ def test_freezing_what_is_not_there_is_refused():
 def test_nnx_gives_the_same_logits_and_trains_with_mutable_statistics():
     model = resnet_jax.create_model("resnet18d", num_classes=5, **SMALL)
     images = np.random.default_rng(0).standard_normal((4, 32, 32, 3)).astype(np.float32)
-    variables = random(lambda: model.init(jax.random.key(0), images, train=False), 3)
+    variables = random_norms(jax.jit(lambda: model.init(jax.random.key(0), images, train=False))(), 3)
     converted = resnet_jax.from_torch(model, resnet_jax.to_torch(model, variables))
 
     def bridged(train):
