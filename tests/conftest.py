@@ -68,6 +68,35 @@ def drawn_once() -> Iterator[None]:
         yield
 
 
+# Of the keys that decide numbers, those that a step knows nothing of.
+NOT_OF_A_STEP = {"data.on_error", "data.max_unreadable", "data.fingerprint"}
+
+
+@pytest.fixture(scope="module")
+def compiled_once() -> Iterator[None]:
+    """Runs whose steps are the same have those of the first, traced and compiled, and its random variables."""
+    from resnet_jax.runs import workdirs
+    from resnet_jax.training import experiment
+
+    build, first = experiment.build, {}
+
+    def build_with_programs_of_the_first(config: object) -> experiment.Run:
+        run = build(config)
+        left_out = workdirs.FREE_KEYS - {"parallel"} | NOT_OF_A_STEP
+        decides = {key: value for key, value in workdirs.shared_keys(run.config).items() if key not in left_out}
+        replaced = experiment.train_step, experiment.eval_step  # by a test, perhaps
+        alike = repr(decides), jax.device_count(), jax.config.jax_enable_x64, *replaced
+        if alike not in first:
+            first[alike] = {key: getattr(run, key) for key in ("model", "schedule", "tx", "parallel", "_create")}
+        for key, value in first[alike].items():
+            object.__setattr__(run, key, value)
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "build", build_with_programs_of_the_first)
+        yield
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The table of `pytest -m parity`: a line for each comparison with PyTorch that was made."""
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+import time
 import zipfile
 
 import numpy as np
@@ -153,11 +154,27 @@ digits.SklearnDigits._generate_examples = die
 
 
 @pytest.mark.slow
-def test_two_processes_may_prepare_at_once(tmp_path):
-    processes = [start_prepare(tmp_path, MEET) for _ in range(2)]
-    for process in processes:
+def test_two_processes_may_prepare_at_once(tmp_path, monkeypatch):
+    """Another one, and this one."""
+    from resnet_jax.data.sources import digits
+
+    write = digits.SklearnDigits._generate_examples
+
+    def meet(self, *arrays):
+        yield from write(self, *arrays)
+        (tmp_path / "0").touch()
+        while len([path for path in tmp_path.iterdir() if path.name.isdigit()]) < 2:
+            assert process.poll() is None, process.communicate()[0].decode()
+            time.sleep(0.01)
+
+    process = start_prepare(tmp_path, MEET)
+    monkeypatch.setattr(digits.SklearnDigits, "_generate_examples", meet)
+    try:
+        digits.prepare_digits(str(tmp_path))
         output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output.decode()
+    finally:
+        process.kill()
+    assert process.returncode == 0, output.decode()
     assert len(datasets.open_dataset("digits", "train", data_dir=str(tmp_path))) == 1437
 
 

@@ -121,8 +121,8 @@ def test_an_example_is_augmented_anew_in_each_epoch():
 
 
 def examples(**kwargs):
-    """Indices in the order of the rows, of 20 passes over 10 examples in batches of 8."""
-    batches = take(25, numbered(10), batch_size=8, transform=PLAIN_TRAINING, **kwargs)
+    """Indices in the order of the rows, of 8 passes over 10 examples in batches of 8."""
+    batches = take(10, numbered(10), batch_size=8, transform=PLAIN_TRAINING, **kwargs)
     return np.concatenate([batch["label"] for batch in batches])
 
 
@@ -130,10 +130,10 @@ def examples(**kwargs):
 def test_repeats_take_the_first_examples_of_each_pass_so_many_times(repeats):
     """As torchvision's RASampler: the order of a pass, each index repeated, cut off to the length of the pass."""
     indices = examples()
-    passes = [np.repeat(one, repeats)[:10] for one in indices.reshape(20, 10)]
-    stream = np.concatenate(passes).reshape(25, 8)
+    passes = [np.repeat(one, repeats)[:10] for one in indices.reshape(8, 10)]
+    stream = np.concatenate(passes).reshape(10, 8)
     found = examples(repeats=repeats)
-    for batch, expected in zip(found.reshape(25, 8), stream, strict=True):
+    for batch, expected in zip(found.reshape(10, 8), stream, strict=True):
         # In a batch all places 0, repeats, 2 repeats, ... come first, then 1, repeats + 1, ...
         np.testing.assert_array_equal(batch, np.concatenate([expected[first::repeats] for first in range(repeats)]))
 
@@ -165,6 +165,7 @@ def test_threads_do_not_change_the_batches(num_threads):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_workers_do_not_change_the_batches():
     assert_same(take(8, num_workers=2, num_threads=1), take(8))
     dataset = synthetic(21)
@@ -252,8 +253,12 @@ def test_an_unreadable_image_is_refused_by_name(num_threads):
 
 @pytest.mark.slow
 def test_an_unreadable_image_is_refused_by_name_in_a_worker():
-    with pytest.raises(ValueError, match=r"numbered/5\.png: the 6 bytes are not a whole image"):
-        take_all(numbered(12, broken=(5,)), 4, num_workers=1)
+    """In its turn, after the batch before it."""
+    (expected, *_) = take_all(numbered(12), 4)
+    with pipeline.eval_batches(numbered(12, broken=(5,)), batch_size=4, transform=PLAIN, num_workers=1) as batches:
+        assert_same([next(batches)], [expected])
+        with pytest.raises(ValueError, match=r"numbered/5\.png: the 6 bytes are not a whole image"):
+            next(batches)
 
 
 def test_an_unreadable_image_is_skipped_counted_and_named_once(caplog):

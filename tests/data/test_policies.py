@@ -181,7 +181,7 @@ def test_color_jitter_draws_what_torchvision_draws_from_the_same_random_numbers(
     reference = vision.ColorJitter(*strengths)
     ranges = reference.brightness, reference.contrast, reference.saturation, reference.hue
     rng.torch.manual_seed(6)
-    expected = [reference.get_params(*ranges) for _ in range(DRAWS)]
+    expected = [reference.get_params(*ranges) for _ in range(DRAWS // 5)]
     rng.torch.manual_seed(6)
     names = ("adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_hue")
     for order, *factors in expected:
@@ -244,13 +244,14 @@ def test_timms_policy_takes_either_interpolation_and_the_mean_colour():
 @pytest.mark.parametrize(("height", "width"), [(61, 224), (3, 50)])
 def test_erased_windows_are_torchvisions(rng, vision, height, width):
     """But for PyTorch's float32, which in a rare draw rounds a side to the other neighbour."""
+    draws = 4 * DRAWS // 10
     image = rng.torch.zeros(3, height, width)
     rng.torch.manual_seed(11)
-    expected = [vision.RandomErasing.get_params(image, (0.02, 0.33), (0.3, 3.3), [0.0])[:4] for _ in range(DRAWS)]
+    expected = [vision.RandomErasing.get_params(image, (0.02, 0.33), (0.3, 3.3), [0.0])[:4] for _ in range(draws)]
     rng.torch.manual_seed(11)
-    found = [crops.sample_erased(height, width, rng) or (0, 0, height, width) for _ in range(DRAWS)]
+    found = [crops.sample_erased(height, width, rng) or (0, 0, height, width) for _ in range(draws)]
     same = sum(window == other for window, other in zip(found, expected, strict=True))
-    assert same >= DRAWS - 3
+    assert same >= draws - 1
 
 
 def test_erased_windows_are_as_frequent_as_torchvisions(rng, vision):

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import resnet_jax
+from drawing import drawn
 from resnet_jax.models import layers
 from resnet_jax.step import step
 
@@ -17,8 +18,8 @@ from resnet_jax.step import step
 def net(**kwargs):
     """Three stages, four blocks: the second and third of them keep the shape of what they receive."""
     return resnet_jax.ResNet(
-        resnet_jax.BasicBlock, (3, 1, 1), num_classes=5, stage_features=(8, 16, 32), stem="cifar", stem_features=8,
-        **{"train": True, "norm": nn.LayerNorm} | kwargs,
+        resnet_jax.BasicBlock, num_classes=5, stem="cifar", stem_features=8,
+        **{"stage_sizes": (3, 1, 1), "stage_features": (8, 16, 32), "train": True, "norm": nn.LayerNorm} | kwargs,
     )  # fmt: skip
 
 
@@ -143,13 +144,14 @@ def test_dropblock_sits_where_timms_does():
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet26"])
-def test_what_dropblock_drops_is_what_timms_drops(name, monkeypatch):
+@pytest.mark.parametrize(("name", "sizes"), [("resnet18", (1, 1, 1, 2)), ("resnet26", (1, 1, 2, 1))])
+def test_what_dropblock_drops_is_what_timms_drops(name, sizes, monkeypatch):
     """Everything, everywhere it sits: then its place in the block decides what is left."""
     torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
     from resnet_jax.proof import verify
 
-    reference = timm.create_model(name, drop_block_rate=0.2).eval()
+    features = (16, 32, 64, 128)
+    reference = timm.create_model(name, drop_block_rate=0.2, layers=sizes, channels=features).eval()
     verify.randomise_norms(reference)
     for block in [*reference.layer3, *reference.layer4]:
         block.drop_block.forward = torch.zeros_like
@@ -157,7 +159,8 @@ def test_what_dropblock_drops_is_what_timms_drops(name, monkeypatch):
     theirs = verify.torch_stage_outputs(reference, images)
     monkeypatch.setattr(layers.DropBlock, "__call__", lambda self, x: jnp.zeros_like(x))
     with jax.enable_x64(True):
-        model = resnet_jax.create_model(name, drop_block_rate=0.2, param_dtype="float64")
+        fields = {"stage_sizes": sizes, "stage_features": features}
+        model = resnet_jax.create_model(name, drop_block_rate=0.2, param_dtype="float64", **fields)
         dropped = resnet_jax.from_torch(model, reference.state_dict(), dtype=np.float64)
         ours = verify.stage_outputs(model, dropped, images)
     for stage, expected in theirs.items():
@@ -176,8 +179,10 @@ def test_stochastic_depth_has_timms_rates():
     assert [plug.args[0] if plug else 0.0 for plug in plugs] == pytest.approx(expected)
 
 
-def test_the_training_step_draws_anew_each_step_and_repeats_after_a_resume(variables):
-    model = net(drop_rate=0.5, train=None)
+def test_the_training_step_draws_anew_each_step_and_repeats_after_a_resume():
+    model = net(drop_rate=0.5, train=None, stage_sizes=(1,), stage_features=(8,))
+    images = np.ones((1, 8, 8, 3), np.float32)
+    variables = drawn(jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images))
     state = step.create_train_state(model, variables, optax.sgd(0.0))
     batch = {
         "image": np.full((4, 8, 8, 3), 200, np.uint8), "label": np.arange(4), "mask": np.ones(4, np.float32)

@@ -15,6 +15,9 @@ timm = pytest.importorskip("timm")
 
 # Blocks of a cut network: two where an option dilates, as the first may have another dilation than the second.
 FEW = (1, 1, 2, 2)
+NARROW = (16, 32, 64, 128)
+OTHER_STRIDES = [("resnet18", 8), ("resnet50d", 16), ("resnetaa50", 8)]
+OTHER_CHANNELS = [("resnet18", 4), ("resnet10t", 1), ("resnet10t", 12)]
 STRIDED = ["resnet18", "resnet50", "resnet50d", "seresnet50", "resnetaa50"]
 SIX_KINDS = ["resnet34", "resnet50t", "seresnext26d_32x4d", "resnetaa34d", "resnetblur18", "test_resnet"]
 
@@ -45,11 +48,16 @@ def test_output_stride_equals_timms(name, output_stride):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("output_stride", [8, 16])
-@pytest.mark.parametrize("name", ["resnet18", "resnet50d", "resnetaa50"])
+@pytest.mark.parametrize(
+    ("name", "output_stride"),
+    [
+        *[("resnet18", 16), ("resnet50d", 8), ("resnetaa50", 16)],
+        *(pytest.param(*case, marks=pytest.mark.parity) for case in OTHER_STRIDES),
+    ],
+)
 def test_output_stride_of_few_blocks_equals_timms(name, output_stride):
-    reference = verify.torch_reference(name, library="timm", output_stride=output_stride, layers=FEW)
-    model = build(name, output_stride=output_stride, stage_sizes=FEW)
+    reference = verify.torch_reference(name, library="timm", output_stride=output_stride, layers=FEW, channels=NARROW)
+    model = build(name, output_stride=output_stride, stage_sizes=FEW, stage_features=NARROW)
     assert worst(reference, model) < 1e-10
     assert resnet_jax.feature_info(model)[-1].reduction == output_stride
 
@@ -93,8 +101,8 @@ def test_without_a_global_pool_the_map_stays_and_the_head_is_a_1x1_convolution()
     # timm refuses a linear head there; at each position it is the head of the pooled net.
     images = np.random.default_rng(0).standard_normal((2, 65, 97, 3))
     with jax.enable_x64(True):
-        model = build("test_resnet", global_pool="none")
-        variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), images)
+        model, pooled = build("test_resnet", global_pool="none"), verify.torch_reference("test_resnet", library="timm")
+        variables = resnet_jax.from_torch(model, pooled.state_dict(), dtype=np.float64)
         found = verify.stage_outputs(model, variables, images)
     assert found["logits"].shape == (2, 3, 4, 1000)
     fc = variables["params"]["fc"]
@@ -103,11 +111,16 @@ def test_without_a_global_pool_the_map_stays_and_the_head_is_a_1x1_convolution()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("channels", [1, 4, 12])
-@pytest.mark.parametrize("name", ["resnet18", "resnet10t"])
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        *[("resnet18", 1), ("resnet10t", 4), ("resnet18", 12)],
+        *(pytest.param(*case, marks=pytest.mark.parity) for case in OTHER_CHANNELS),
+    ],
+)
 def test_input_channels_equal(name, channels):
-    reference = verify.torch_reference(name, library="timm", in_chans=channels, layers=(1, 1, 1, 1))
-    assert worst(reference, build(name, stage_sizes=(1, 1, 1, 1)), channels=channels) < 1e-10
+    reference = verify.torch_reference(name, library="timm", in_chans=channels, layers=(1,) * 4, channels=NARROW)
+    assert worst(reference, build(name, stage_sizes=(1,) * 4, stage_features=NARROW), channels=channels) < 1e-10
 
 
 @pytest.mark.slow
@@ -149,14 +162,14 @@ def test_feature_maps_equal_timms(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["seresnext26d_32x4d", "resnetblur18"])
 def test_feature_maps_of_few_blocks_equal_timms(name):
-    layers = (2, 1, 1, 1)
-    reference = verify.torch_reference(name, library="timm", layers=layers)
-    compare_feature_maps(name, reference, build(name, stage_sizes=layers), layers=layers)
+    cut = {"layers": (2, 1, 1, 1), "channels": NARROW}
+    reference = verify.torch_reference(name, library="timm", **cut)
+    compare_feature_maps(name, reference, build(name, stage_sizes=cut["layers"], stage_features=NARROW), **cut)
 
 
-def compare_feature_maps(name, reference, model, **layers):
+def compare_feature_maps(name, reference, model, **cut):
     verify.randomise_norms(reference)
-    extractor = timm.create_model(name, features_only=True, **layers).eval()
+    extractor = timm.create_model(name, features_only=True, **cut).eval()
     extractor.load_state_dict(reference.state_dict(), strict=False)
     images = np.random.default_rng(0).standard_normal((2, 65, 97, 3))
     with torch.no_grad():

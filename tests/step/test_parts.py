@@ -358,7 +358,7 @@ def test_five_steps_of_adamw_with_layer_decay_equal_timms_groups(x64):
     from test_training_parity import start, torch_loss, worst
     from timm.optim import param_groups_layer_decay
 
-    reference, model, variables, batch, images = start("test_resnet")
+    reference, model, variables, batch, images = start("test_resnet", blocks=1, stages=3)
     config = default.get_config()
     config.optimizer.update(name="adamw", learning_rate=1e-3, weight_decay=0.05, decayed="kernels", layer_decay=0.7)
     state, step = part_like_torch(config, model, variables)

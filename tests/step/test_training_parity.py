@@ -32,17 +32,26 @@ GROUPS = [
     "resnet26", "wide_resnet50_2", "resnext50_32x4d", "resnet50c", "resnet18d", "resnet10t", "resnet50_gn",
     "seresnet18", "ecaresnet26t", "resnetaa34d", "resnetblur18", "resnetrs50", "test_resnet",
 ]  # fmt: skip
-# Of one block a stage in `make test`, so that each kind of part is there.
+# Of two stages of one block in `make test`, so that each kind of part is there.
 CUT = ["resnet10t", "seresnet18", "ecaresnet26t", "resnetblur18"]
 
 
-def start(name, library=None, blocks=None):
-    """The same random net twice, in float64, and a batch; of so many blocks a stage, or whole."""
+def start(name, library=None, blocks=None, stages=4):
+    """The same random net twice, in float64, and a batch; whole, or of so many blocks a stage and its first stages."""
     reference = verify.torch_reference(name, library=library).double().train()
-    stages = [stage for stage in ("layer1", "layer2", "layer3", "layer4") if hasattr(reference, stage)]
-    for stage in stages if blocks else ():
-        setattr(reference, stage, getattr(reference, stage)[:blocks])
-    cut = {"stage_sizes": (blocks,) * len(stages)} if blocks else {}
+    layers = [layer for layer in ("layer1", "layer2", "layer3", "layer4") if hasattr(reference, layer)]
+    for layer in layers if blocks else ():
+        setattr(reference, layer, getattr(reference, layer)[:blocks])
+    cut = {"stage_sizes": (blocks,) * min(stages, len(layers))} if blocks else {}
+    if stages < len(layers):
+        width = getattr(reference, layers[stages])[0].conv1.in_channels
+        reference.fc = torch.nn.Linear(width, reference.fc.out_features, dtype=torch.float64)
+        for layer in layers[stages:]:
+            setattr(reference, layer, torch.nn.Identity())
+        whole = resnet_jax.create_model(name)
+        for field in ("block", "stage_features"):
+            value = getattr(whole, field)
+            cut[field] = value[:stages] if isinstance(value, tuple) else value
     verify.randomise_norms(reference, seed=0)
     # The batch-statistics run of the norms is what is compared; PyTorch's running values start from the random ones.
     norm = "group" if name.endswith("_gn") else "batch_unbiased"
@@ -101,7 +110,7 @@ def test_gradients_and_five_steps_equal_pytorch(name, blocks, x64):
 )
 def test_gradients_of_a_network_of_each_group_equal_pytorchs(name, blocks, x64):
     """In training mode, dropping nothing: every gradient, and the running statistics after the forward pass."""
-    reference, model, variables, batch, images = start(name, "timm", blocks)
+    reference, model, variables, batch, images = start(name, "timm", blocks, stages=2 if blocks else 4)
 
     @jax.jit
     def gradients(variables):
@@ -151,8 +160,8 @@ def test_accumulated_gradients_equal_a_pytorch_loop_of_backwards(x64, optimised)
 
 def test_biased_running_variance_would_be_seen(x64):
     """The comparison above can fail: Flax's own running variance is off by n / (n - 1)."""
-    reference, _, variables, batch, images = start("cifar_resnet20")
-    model = resnet_jax.create_model("cifar_resnet20", norm="batch", param_dtype="float64")
+    reference, unbiased, variables, batch, images = start("cifar_resnet20", blocks=1)
+    model = unbiased.clone(norm="batch")
     new, _ = jax.jit(functools.partial(train_step, **NUMBERS))(
         create_train_state(model, variables, optax.identity()), batch
     )

@@ -1,10 +1,8 @@
-"""Runs of a second each: what they draw is looked at elsewhere."""
-
-from collections.abc import Iterator
+"""Runs of a second each: what they draw is looked at elsewhere, and what is equal is compiled once."""
 
 import pytest
 
 
 @pytest.fixture(autouse=True, scope="module")
-def curves_of_the_first_run(drawn_once: Iterator[None]) -> None:
+def drawn_and_compiled_once(drawn_once: None, compiled_once: None) -> None:
     """For every test of this room."""

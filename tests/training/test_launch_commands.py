@@ -11,6 +11,8 @@ from test_hosts import small
 import launching
 from pages import blocks
 from resnet_jax.runs import history, workdirs
+from resnet_jax.training import loop
+from tiny import tiny_config
 
 PAGE = "docs/large-runs.md"
 # What srun and gcloud do for a command: start it for each task, with the variables by which tasks find each other.
@@ -111,16 +113,15 @@ def test_two_machines_by_hand(loopback, python):
     python(*([address, "--num_processes=2", f"--process_id={index}"] for index in range(2)))
 
 
-@pytest.mark.slow
-def test_a_slurm_job_and_its_requeue(loopback, tmp_path):
-    replace, environment, workdir = loopback
+def test_a_slurm_job_and_its_requeue(loopback, tmp_path, python):
+    """Nothing need be said to its tasks: JAX reads their variables."""
+    replace, environment, _ = loopback
     (script,) = commands("#SBATCH")
     stand_in(environment, "srun", "sys.argv[1:]")
     running = start(replace(script), environment)
     (output,) = launching.finish([running])
     assert running.returncode == 0, output
-    assert "process 0 of 2" in output  # nothing need be said: JAX reads the variables of a task
-    check(workdir)
+    python([], [])
     # Told to make way, the job goes back into the queue.
     program(environment, "srun", "#!/bin/sh\nexit 75\n")
     program(environment, "scontrol", f"#!/bin/sh\necho $@ > {tmp_path}/requeued\n")
@@ -140,21 +141,32 @@ def test_a_tpu_pod_slice(loopback, python):
     python([], [])
 
 
+def interrupt(_):
+    raise KeyboardInterrupt
+
+
+def fail(_):
+    loop.evaluate(tiny_config(), "")
+
+
+@pytest.mark.parametrize(
+    ("main", "code", "said"),
+    [(interrupt, 130, "interrupted; the same command goes on"), (fail, 1, "train.py: nothing to evaluate")],
+)
 @pytest.mark.parametrize("index", [0, 1])
-def test_one_of_many_hosts_that_is_interrupted_ends_at_once_and_the_first_last(monkeypatch, capsys, index):
+def test_one_of_many_hosts_that_is_interrupted_or_fails_ends_at_once_and_the_first_last(
+    monkeypatch, capsys, index, main, code, said
+):
     """An orderly end would wait for the others; they would die of the first one's in the middle of a message."""
     import train
 
-    def interrupt(_):
-        raise KeyboardInterrupt
-
     ended = []
-    monkeypatch.setattr(train, "main", interrupt)
+    monkeypatch.setattr(train, "main", main)
     monkeypatch.setattr(train, "_is_one_of_many", lambda: True)
     monkeypatch.setattr(train.time, "sleep", lambda seconds: ended.append(f"after {seconds} s"))
     monkeypatch.setattr(train.os, "_exit", lambda code: ended.append(code))
     monkeypatch.setattr("jax.process_index", lambda: index)
     with pytest.raises(SystemExit):  # only because this process was not ended
         train.run([])
-    assert ended == [f"after {0 if index else 2} s", 130]
-    assert "interrupted; the same command goes on" in capsys.readouterr().err
+    assert ended == [f"after {0 if index else 2} s", code]
+    assert said in capsys.readouterr().err

@@ -270,6 +270,7 @@ ALL_AT_ONCE = """
 import json, os, runpy, sys, tempfile
 from absl import app, flags
 from ml_collections import config_flags
+from resnet_jax.training import loop  # what all of them would import
 
 ended = []
 for command in sys.argv[1:]:

@@ -231,7 +231,10 @@ def small_net():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("torchvision_v2", "a3") else pytest.param(name, marks=pytest.mark.soak) for name in RECIPES],
+)
 def test_fifty_steps_of_a_recipe_equal_the_original(name, x64, one_thread, optimised):
     net = small_net()
     model = resnet_jax.create_model(

@@ -115,6 +115,7 @@ def test_hosts_together_have_the_batches_of_one_whose_size_rises(process_count):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_workers_do_not_change_batches_whose_size_rises():
     whole = take(8, transform=RISING)
     assert_same(take(8, transform=RISING, num_workers=2, num_threads=1), whole)

@@ -45,7 +45,7 @@ def with_first_kernel(variables, kernel):
 def test_a_grey_image_gives_what_it_gave_as_three_channels(pretrained):
     model = resnet_jax.create_model("test_resnet", train=False)
     grey = np.random.default_rng(1).standard_normal((2, 65, 97, 1)).astype(np.float32)
-    apply = jax.jit(model.apply)
+    apply = jax.jit(lambda *given: model.apply(*given, features=["stem"])["stem"])
     kernel = pretrained["params"]["conv1"]["0"]["kernel"]
     # Of five, the first two of the three come twice, and all are scaled by 3 / 5.
     for channels, shares in ((1, [1, 1, 1]), (5, [6 / 5, 6 / 5, 3 / 5]), (6, [1, 1, 1])):

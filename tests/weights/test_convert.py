@@ -75,7 +75,14 @@ def test_layouts_by_hand():
     assert torch_like["bn1.num_batches_tracked"].dtype == np.int64
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext101_64x4d"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "resnext50_32x4d",
+        *(pytest.param(n, marks=pytest.mark.parity) for n in ("resnet50", "resnext101_64x4d")),
+    ],
+)
 def test_pytorch_takes_it_strictly_in_its_own_order(name):
     torchvision, torch = pytest.importorskip("torchvision"), pytest.importorskip("torch")
     with torch.device("meta"):

@@ -63,13 +63,9 @@ FEW = {"stage_sizes": (2, 1), "stage_features": (64, 128)}
     [
         ("cifar_resnet20", {"stage_sizes": (1, 1, 1)}, (32, 29)),
         ("test_resnet", {}, (64, 65)),  # a deep stem, averaging shortcuts, both blocks
-        slow("resnet50", FEW, (64, 97)),
-        slow("resnet50d", FEW, (64, 97)),
         slow("seresnet50", FEW, (64, 97)),
-        slow("resnext50_32x4d", FEW, (64, 97)),
         slow("resnetrs50", FEW, (64, 97)),  # its stem's pool is a convolution with a norm
         slow("resnetblur18", FEW, (64, 97)),
-        slow("resnetaa50d", FEW, (64, 96)),
         *(
             pytest.param(name, {}, (64, 97), marks=pytest.mark.parity)
             for name in ("resnet50", "resnet50d", "seresnet50", "resnext50_32x4d", "resnetrs50", "resnetblur18")
