@@ -270,7 +270,7 @@ class ResNet(nn.Module):
 
     def _geometries(self, stem_stride: int) -> list[tuple[Geometry, Geometry]]:
         """Of each stage's first block and of its later ones: timm's rule for the output stride, and torchvision's."""
-        strides = (self.first_stage_stride, *(2 for _ in self.stage_sizes[1:]))
+        strides = (self.first_stage_stride, *(2 for _ in self.stage_sizes))[: len(self.stage_sizes)]
         reached, output_stride = stem_stride * math.prod(strides), self.output_stride
         if output_stride not in (None, 8, 16, 32):
             raise ValueError(f"output_stride must be 8, 16 or 32, or None for no dilation, got {output_stride}.")

@@ -138,7 +138,12 @@ def find_run(place: epath.PathLike) -> tuple[dict[str, Any], tuple[str, ...] | N
     for workdir in (folder, folder.parent.parent):
         path = workdir / CONFIG
         if workdir == folder or folder.parent.name == "checkpoints":
-            config = _parse(path, path.read_bytes()) if path.is_file() else {}
+            try:
+                config = _parse(path, path.read_bytes()) if path.is_file() else {}
+            except ValueError:
+                if not (workdir / "checkpoints").exists():
+                    return None
+                raise
             if isinstance(config, dict) and {"model", "data"} <= set(config):
                 return config, load_class_names(str(workdir))
     return None

@@ -326,7 +326,7 @@ def _way_out(
         bias = next((shape for name, shape in found.items() if name.endswith("fc.bias")), (0,))
         return f"Only the head differs: build the model with num_classes={bias[0]}."
     same = len(found) - len(left_over) - len(other)
-    if same < len(odd):
+    if same < 4 * len(odd):
         return "These are the weights of another network: build the one that they belong to (resnet_jax.list_models())."
     if not left_over and not other:
         return f"The other {same} fit, so the file is not whole, or was written by a network without these."

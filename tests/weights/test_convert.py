@@ -177,7 +177,7 @@ def rename(state_dict):
     [
         (lambda s: s.pop("bn1.running_var"), r"missing from the state_dict \(1\):\n    bn1.running_var \(16,\)"),
         (lambda s: s.update(extra=np.ones(3)), r"left over, unknown to the model \(1\):\n    extra \(3,\)"),
-        (rename, r"(?s)missing.*conv1.weight.*left over.*conv9.weight.*another network"),
+        (rename, r"(?s)missing.*conv1.weight.*left over.*conv9.weight.*the network is nearly the one"),
         (
             lambda s: s.update({"fc.weight": np.ones((7, 64)), "fc.bias": np.ones(7)}),
             r"(?s)fc.weight: \(7, 64\) given, the model has \(10, 64\).*build the model with num_classes=7",
