@@ -152,7 +152,9 @@ class Bottleneck(Block):
         full = self.features * self.width_per_group // 64 * self.groups
         first, width, out = self.widths_or(full // max(self.reduce_first, 1), full, self.features * self.expansion)
         if self.stride_in_1x1 and self.anti_alias:
-            raise ValueError("anti_alias takes the stride of a 3x3 convolution over, which has none: stride_in_1x1=True.")
+            raise ValueError(
+                "anti_alias takes the stride of a 3x3 convolution over, which has none: stride_in_1x1=True."
+            )
         y = conv1x1(first, self.stride if self.stride_in_1x1 else 1, conv=self.conv, name="conv1")(x)
         y = self.act(self.norm(name="bn1")(y))
         y = self.strided(y, width, 2, self.groups)

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.resnet import ResNet, traced_images
 from resnet_jax.weights import convert, sources
 from resnet_jax.weights.adapt import adapt, describe, in_modules
 from resnet_jax.weights.errors import ConversionError
@@ -90,8 +90,7 @@ def _is_ours(source: str) -> bool:
 def _wanted(model: ResNet, channels: int) -> Flat:
     """The model's variables as shapes; in float32, for float64 would need JAX's permission."""
     model = model.clone(train=False, dtype=None, param_dtype=np.float32)
-    images = jax.ShapeDtypeStruct((1, 64, 64, channels), np.float32)
-    return dict(flatten_dict(jax.eval_shape(model.init, jax.random.key(0), images)))
+    return dict(flatten_dict(jax.eval_shape(model.init, jax.random.key(0), traced_images(model, channels))))
 
 
 # What does not fit --------------------------------------------------------------------------------------

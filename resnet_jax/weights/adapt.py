@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.resnet import ResNet, traced_images
 from resnet_jax.weights.convert import FIRST_CONVS, ConversionError, Variables
 from resnet_jax.weights.files.formats import as_numpy
 
@@ -91,12 +91,12 @@ def adapt(
     if in_channels < 1:
         raise ValueError(f"in_channels={in_channels} must be 1 or more.")
     given = {path: as_numpy(leaf) for path, leaf in flatten_dict(dict(variables)).items()}
-    images = jnp.zeros((1, 64, 64, in_channels))
+    images = traced_images(model, in_channels)
     key = jax.random.key(0) if key is None else key
 
     def init() -> Variables:
         clean = model.clone(train=False, dtype=None, param_dtype=jnp.float32)  # float64 would need JAX's permission
-        return dict(clean.init(key, images))
+        return dict(clean.init(key, jnp.zeros(images.shape)))
 
     wanted = flatten_dict(jax.eval_shape(init))
     _check_waived(waive, [*given, *wanted])

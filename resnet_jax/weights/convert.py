@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.resnet import ResNet, traced_images
 from resnet_jax.weights import finite
 from resnet_jax.weights.errors import ConversionError
 from resnet_jax.weights.files.formats import as_numpy
@@ -197,8 +197,7 @@ def _paths(model: ResNet, in_channels: int) -> dict[tuple[str, ...], tuple[int, 
 
 
 def _traced(model: ResNet, in_channels: int) -> dict[tuple[str, ...], tuple[int, ...]]:
-    images = jax.ShapeDtypeStruct((1, 64, 64, in_channels), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    variables = jax.eval_shape(model.init, jax.random.key(0), traced_images(model, in_channels))
     return {path: tuple(leaf.shape) for path, leaf in flatten_dict(variables).items()}
 
 
