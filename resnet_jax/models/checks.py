@@ -14,7 +14,7 @@ from resnet_jax.models.blocks import Block
 Array = jax.Array
 
 
-def _whole(value: Any, least: int = 1) -> bool:
+def whole(value: Any, least: int = 1) -> bool:
     """Whether it is a whole number: True and False, which Python takes for 1 and 0, are none."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
@@ -33,26 +33,26 @@ def _bool(value: Any) -> bool:
 
 # Field -> what its value must be, in words, and whether it is.
 _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "num_classes": ("a whole number, 0 (no head) or more", functools.partial(_whole, least=0)),
-    "stage_sizes": ("the blocks of each stage, 1 or more, as (3, 4, 6, 3)", lambda value: _each(value, _whole)),
+    "num_classes": ("a whole number, 0 (no head) or more", functools.partial(whole, least=0)),
+    "stage_sizes": ("the blocks of each stage, 1 or more, as (3, 4, 6, 3)", lambda value: _each(value, whole)),
     "stage_features": (
         "whole numbers, 1 or more, or None for 64, 128, ...",
-        lambda value: value is None or _each(value, _whole),
+        lambda value: value is None or _each(value, whole),
     ),
     "block_widths": (
         "for each stage, for each block, the whole numbers of its convolutions' channels, or None",
         lambda value: (
             value is None
-            or _each(value, lambda stage: _each(stage, lambda block: block is None or _each(block, _whole)))
+            or _each(value, lambda stage: _each(stage, lambda block: block is None or _each(block, whole)))
         ),
     ),
     **dict.fromkeys(
-        ("groups", "width_per_group", "reduce_first", "stem_features"), ("a whole number, 1 or more", _whole)
+        ("groups", "width_per_group", "reduce_first", "stem_features"), ("a whole number, 1 or more", whole)
     ),
-    "first_stage_stride": ("1 or 2", lambda value: _whole(value) and value <= 2),
+    "first_stage_stride": ("1 or 2", lambda value: whole(value) and value <= 2),
     "output_stride": (
         "8, 16 or 32, or None for no dilation",
-        lambda value: value is None or (_whole(value) and value in (8, 16, 32)),
+        lambda value: value is None or (whole(value) and value in (8, 16, 32)),
     ),
     **dict.fromkeys(
         ("drop_rate", "drop_path_rate", "drop_block_rate"), ("the share that is dropped, in [0, 1)", _share)
@@ -60,7 +60,7 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("zero_init_residual", "stride_in_1x1"), ("True or False", _bool)),
     "axis_index_groups": (
         "groups of places on an axis, as ((0, 1), (2, 3)), or None",
-        lambda value: value is None or _each(value, lambda group: _each(group, functools.partial(_whole, least=0))),
+        lambda value: value is None or _each(value, lambda group: _each(group, functools.partial(whole, least=0))),
     ),
 }
 
