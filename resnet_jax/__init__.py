@@ -1,9 +1,11 @@
 """ResNets in JAX and Flax Linen, equal to PyTorch's."""
 
+from typing import TYPE_CHECKING, Any
+
 from resnet_jax.models.blocks import BasicBlock, Bottleneck
 from resnet_jax.models.layers import conv1x1, conv3x3
 from resnet_jax.models.norms import UnbiasedBatchNorm
-from resnet_jax.models.resnet import ResNet, feature_info
+from resnet_jax.models.resnet import FeatureInfo, ResNet, feature_info
 from resnet_jax.models.variants import (
     cifar_resnet20,
     cifar_resnet32,
@@ -37,18 +39,43 @@ from resnet_jax.models.variants import (
     wide_resnet101_2,
 )
 from resnet_jax.version import __version__
-from resnet_jax.weights.adapt import adapt, graft
+from resnet_jax.weights.adapt import Diff, adapt, graft
 from resnet_jax.weights.convert import from_torch, to_torch
+from resnet_jax.weights.errors import ConversionError, WeightFileError
+from resnet_jax.weights.files.formats import load_state_dict
 from resnet_jax.weights.fold import fold_batch_norm
 from resnet_jax.weights.pretrained import load_pretrained, save_pretrained
-from resnet_jax.weights.published.registry import list_pretrained
+from resnet_jax.weights.published.download import DownloadError
+from resnet_jax.weights.published.registry import Accuracy, Pretrained, get_pretrained, list_pretrained
+from resnet_jax.weights.recognise import identify
 from resnet_jax.weights.sources import class_names, preprocessing
 
+if TYPE_CHECKING:
+    from resnet_jax.data.transforms import Preprocessing
+else:
+
+    def __getattr__(name: str) -> Any:
+        """`Preprocessing`, when it is first asked for, since it brings Pillow."""
+        if name != "Preprocessing":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from resnet_jax.data.transforms import Preprocessing
+
+        return Preprocessing
+
+
 __all__ = [
+    "Accuracy",
     "BasicBlock",
     "Bottleneck",
+    "ConversionError",
+    "Diff",
+    "DownloadError",
+    "FeatureInfo",
+    "Preprocessing",
+    "Pretrained",
     "ResNet",
     "UnbiasedBatchNorm",
+    "WeightFileError",
     "__version__",
     "adapt",
     "cifar_resnet110",
@@ -64,10 +91,13 @@ __all__ = [
     "feature_info",
     "fold_batch_norm",
     "from_torch",
+    "get_pretrained",
     "graft",
+    "identify",
     "list_models",
     "list_pretrained",
     "load_pretrained",
+    "load_state_dict",
     "plain18",
     "plain34",
     "preprocessing",

@@ -1,14 +1,17 @@
 """The house stays as drawn: who imports whom, what is public, what is pinned."""
 
 import ast
+import builtins
 import collections
 import graphlib
 import importlib
+import inspect
 import pathlib
 import re
 import subprocess
 import sys
 import tomllib
+import typing
 
 import pytest
 
@@ -36,7 +39,7 @@ ALLOWED = {
     "compiler": set(),
     "version": set(),
     "cli": {"inference", "plan", "training", "runs", "proof", "weights", "data", "models", "compiler"},
-    "": {"models", "weights", "version"},  # resnet_jax/__init__.py
+    "": {"models", "weights", "data.transforms", "version"},  # resnet_jax/__init__.py
 }
 MAY_IMPORT_TORCH = {"resnet_jax.proof.reference", "resnet_jax.proof.verify"}
 SOURCES = [*PACKAGE.rglob("*.py"), *(ROOT / "configs").glob("*.py"), ROOT / "train.py"]
@@ -196,6 +199,17 @@ def test_public_names_exist():
 
     for name in resnet_jax.__all__:
         assert hasattr(resnet_jax, name)
+
+
+def test_what_public_functions_return_and_raise_is_public():
+    import resnet_jax
+
+    lazy = {"Preprocessing": resnet_jax.Preprocessing}
+    functions = [value for name in resnet_jax.__all__ if inspect.isfunction(value := getattr(resnet_jax, name))]
+    said = " ".join(f"{typing.get_type_hints(each, localns=lazy)['return']} {each.__doc__}" for each in functions)
+    types = set(re.findall(r"resnet_jax\.[\w.]+\.([A-Z]\w+)", said)) | set(re.findall(r"\b[A-Z]\w+Error\b", said))
+    assert types >= {"Preprocessing", "Diff", "FeatureInfo", "Pretrained", "ConversionError", "DownloadError"}
+    assert types <= {*resnet_jax.__all__, *dir(builtins)}
 
 
 def test_hooks_use_the_versions_of_the_dev_extra():

@@ -4,6 +4,7 @@ Each takes `features`, the nominal width of the branch, and `conv`, a convolutio
 and maps `[..., h, w, c] -> [..., h, w, c]`. A new one is a class like these, given as `ResNet(attn=...)`.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -62,4 +63,8 @@ class EfficientChannelAttention(nn.Module):
         return x * nn.sigmoid(y)[..., None, None, :, 0]
 
 
-ATTENTIONS: dict[str, ModuleDef] = {"se": SqueezeExcite, "eca": EfficientChannelAttention}
+ATTENTIONS: dict[str, ModuleDef] = {
+    "se": SqueezeExcite,
+    "se4": functools.partial(SqueezeExcite, rd_ratio=1 / 4),
+    "eca": EfficientChannelAttention,
+}

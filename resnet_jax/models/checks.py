@@ -1,19 +1,75 @@
 """What `ResNet` refuses, and how it says so. Every message names what was given and what would work."""
 
+import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 
+from resnet_jax.models.blocks import Block
+
 Array = jax.Array
 
 
-def check_sizes(sizes: Any) -> None:
-    """Refuses what is no tuple of numbers of blocks."""
-    if not isinstance(sizes, tuple) or not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise ValueError(f"stage_sizes must state the blocks of each stage, 1 or more, as (3, 4, 6, 3); got {sizes!r}.")
+def whole(value: Any, least: int = 1) -> bool:
+    """Whether it is a whole number: True and False, which Python takes for 1 and 0, are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _each(value: Any, check: Callable[[Any], bool]) -> bool:
+    return isinstance(value, tuple) and all(map(check, value))
+
+
+def _share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+
+
+def _bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+# Field -> what its value must be, in words, and whether it is.
+_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "num_classes": ("a whole number, 0 (no head) or more", functools.partial(whole, least=0)),
+    "stage_sizes": ("the blocks of each stage, 1 or more, as (3, 4, 6, 3)", lambda value: _each(value, whole)),
+    "stage_features": (
+        "whole numbers, 1 or more, or None for 64, 128, ...",
+        lambda value: value is None or _each(value, whole),
+    ),
+    "block_widths": (
+        "for each stage, for each block, the whole numbers of its convolutions' channels, or None",
+        lambda value: (
+            value is None
+            or _each(value, lambda stage: _each(stage, lambda block: block is None or _each(block, whole)))
+        ),
+    ),
+    **dict.fromkeys(
+        ("groups", "width_per_group", "reduce_first", "stem_features"), ("a whole number, 1 or more", whole)
+    ),
+    "first_stage_stride": ("1 or 2", lambda value: whole(value) and value <= 2),
+    "output_stride": (
+        "8, 16 or 32, or None for no dilation",
+        lambda value: value is None or (whole(value) and value in (8, 16, 32)),
+    ),
+    **dict.fromkeys(
+        ("drop_rate", "drop_path_rate", "drop_block_rate"), ("the share that is dropped, in [0, 1)", _share)
+    ),
+    **dict.fromkeys(("zero_init_residual", "stride_in_1x1"), ("True or False", _bool)),
+    "axis_index_groups": (
+        "groups of places on an axis, as ((0, 1), (2, 3)), or None",
+        lambda value: value is None or _each(value, lambda group: _each(group, functools.partial(whole, least=0))),
+    ),
+}
+
+
+def check_values(model: Any) -> None:
+    """Refuses numbers that no network can have, and what is no number where one belongs."""
+    for field, (words, check) in _VALUES.items():
+        if not check(value := getattr(model, field)):
+            raise ValueError(f"{field}={value!r} must be {words}.")
 
 
 def check_fields(model: Any, kinds: Sequence[Any], features: Sequence[int], widths: Sequence[Any]) -> None:
@@ -29,15 +85,14 @@ def check_fields(model: Any, kinds: Sequence[Any], features: Sequence[int], widt
     for field, given in one_each.items():
         if len(given) != len(model.stage_sizes):
             raise ValueError(f"{field} {given} and stage_sizes {model.stage_sizes} must have one entry for each stage.")
-    for problem, found in {**_impossible(model, kinds, features, widths), **_without_effect(model)}.items():
+    for problem, found in {**_impossible(model, kinds, widths), **_without_effect(model)}.items():
         if found:
             raise ValueError(f"{problem}.")
 
 
-def _impossible(model: Any, kinds: Sequence[Any], features: Sequence[int], widths: Sequence[Any]) -> dict[str, bool]:
+def _impossible(model: Any, kinds: Sequence[Any], widths: Sequence[Any]) -> dict[str, bool]:
     """What is wrong -> whether it is so."""
-    blocks = tuple(map(len, widths))
-    rates = {name: getattr(model, name) for name in ("drop_rate", "drop_path_rate", "drop_block_rate")}
+    blocks, fixed = tuple(map(len, widths)), _fixed(model, kinds)
     return {
         f"block must be BasicBlock, Bottleneck, a class like them or a partial of one, got {kinds}": (
             not all(map(callable, kinds))
@@ -45,20 +100,16 @@ def _impossible(model: Any, kinds: Sequence[Any], features: Sequence[int], width
         f"block_widths is for stages of {blocks} blocks, stage_sizes is {model.stage_sizes}": (
             blocks != model.stage_sizes
         ),
-        f"num_classes={model.num_classes!r} must be a whole number, 0 (no head) or more": (
-            not isinstance(model.num_classes, int) or model.num_classes < 0
-        ),
-        f"first_stage_stride={model.first_stage_stride!r} must be 1 or 2": model.first_stage_stride not in (1, 2),
-        f"stride_in_1x1={model.stride_in_1x1!r} must be True or False": not isinstance(model.stride_in_1x1, bool),
-        f"stem_features={model.stem_features} and stage_features={features} must be 1 or more": (
-            min((model.stem_features, *features)) < 1
-        ),
-    } | {
-        f"{name} is the share that is dropped, in [0, 1), got {rate!r}": (
-            not isinstance(rate, int | float) or not 0 <= rate < 1
-        )
-        for name, rate in rates.items()
+        f"block={model.block} fixes {', '.join(fixed)}, and fields of ResNet decide that: give it there": bool(fixed),
     }
+
+
+def _fixed(model: Any, kinds: Sequence[Any]) -> list[str]:
+    """Arguments in partials of blocks that `ResNet` would give a second time, and so replace."""
+    decided = {field.name for field in dataclasses.fields(Block)}
+    decided -= {"reduce_first"} if model.reduce_first == 1 else set()  # which it gives where they are set
+    decided -= {"stride_in_1x1"} if not model.stride_in_1x1 else set()
+    return sorted({name for kind in kinds for name in getattr(kind, "keywords", {}) if name in decided})
 
 
 def _without_effect(model: Any) -> dict[str, bool]:

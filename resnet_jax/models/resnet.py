@@ -4,6 +4,7 @@ The parameter tree flattened with dots is PyTorch's: `layer1.0.downsample.0.kern
 `layer1.0.downsample.0.weight`. So every name below is part of a file format.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,13 +26,26 @@ from resnet_jax.models.layers import (
     drop_path,
     linear,
 )
-from resnet_jax.models.norms import bind_norm, freeze
+from resnet_jax.models.norms import NORMS, bind_norm, freeze
 from resnet_jax.models.remat import REMATS
 from resnet_jax.models.shortcuts import SHORTCUTS
 from resnet_jax.models.stems import STEM_POOLS, STEMS, Stem, StemPool
+from resnet_jax.models.values import named, plain
 
 Array = jax.Array
 
+# Field that chooses a part -> the parts that have a name.
+TABLES: dict[str, Mapping[str, Any]] = {
+    "act": ACTIVATIONS,
+    "anti_alias": ANTI_ALIASES,
+    "attn": ATTENTIONS,
+    "global_pool": GLOBAL_POOLS,
+    "norm": NORMS,
+    "remat": REMATS,
+    "shortcut": SHORTCUTS,
+    "stem": STEMS,
+    "stem_pool": STEM_POOLS,
+}
 # Stage -> size of DropBlock's squares and factor of its rate, as timm sets them.
 DROP_BLOCKS = {"layer3": (5, 0.25), "layer4": (3, 1.0)}
 
@@ -73,7 +87,9 @@ class ResNet(nn.Module):
       (2, 10)
 
     Fields that choose a part take a name in its table, or a function or class of the same form to plug in your own.
-    Sequences may be lists; they become tuples, so that a network is hashable and can be a static argument of `jax.jit`.
+    Lists and NumPy's arrays become tuples, NumPy's numbers Python's, what stands in a table its name there, and a
+    `functools.partial` one that equals others of the same function and arguments. So equal networks compare, hash and
+    are pickled as equal, and a network can be a static argument of `jax.jit`.
 
     Attributes:
       block: `BasicBlock`, `Bottleneck`, a class with their fields, or a `functools.partial` of one; or one per stage.
@@ -89,7 +105,8 @@ class ResNet(nn.Module):
       stem_pool: "max", "conv" (ResNet-RS) or "none"; by default "max", and "none" for "cifar" and for a function.
       shortcut: "B" projects where shape changes, "A" is parameter-free (He et al. 2015, section 3.3), "avg" averages
         before it projects (ResNet-D), "B3x3" projects with a 3x3 convolution (SENet), "none" leaves it out (plain).
-      attn: "se", "eca" or a factory like those in `attention.py`, at the end of each residual branch.
+      attn: "se", "se4" (a quarter of the channels inside, and not a sixteenth: ResNet-RS), "eca" or a factory like
+        those in `attention.py`, at the end of each residual branch.
       anti_alias: "avg", "blur", or a function `(x, stride) -> x` that takes over the strides of 3x3 convolutions
         and of the stem's pool.
       output_stride: 32, 16 or 8: where the stages reach it, dilation replaces stride (Chen et al. 2017,
@@ -102,6 +119,7 @@ class ResNet(nn.Module):
       stride_in_1x1: the stride of a `Bottleneck` sits on its first 1x1 convolution, as in He et al. 2015, in Caffe's
         weights and many detectors', and not on its 3x3, as in PyTorch. Tensors do not tell which of the two it was.
       first_stage_stride: 2 makes `layer1` halve its maps too (transformers' `downsample_in_first_stage`).
+      reduce_first: the first convolution of each block has this many times fewer channels (2 in SENet-154).
       zero_init_residual: start each block's last norm scale at 0 (torchvision's default is False, timm's True).
       norm: "batch", "batch_unbiased" (PyTorch's running variance), "group", or a callable that builds a norm layer.
       freeze_norm: True, or names among "stem", "layer1", ...: norms there use their running statistics also when
@@ -119,10 +137,10 @@ class ResNet(nn.Module):
         NVIDIA GPUs, about 1e-3 from float32; "highest" is float32.
       train: training mode, as a field. The `drop_*` rates then need an rng: `rngs={"dropout": key}`.
 
-    Raises (at `init` and `apply`):
-      ValueError: `train` given twice or not at all; images that are not `[..., h, w, c]`; fields that contradict, or
-        that would have no effect.
-      TypeError: a traced `train`.
+    Raises:
+      ValueError: a number that no network can have, or True where one belongs. At `init` and `apply`: `train` given
+        twice or not at all; images that are not `[..., h, w, c]`; fields that contradict, or that would have no effect.
+      TypeError: at `init` and `apply`, a traced `train`.
     """
 
     block: ModuleDef | Sequence[ModuleDef]
@@ -134,7 +152,7 @@ class ResNet(nn.Module):
     width_per_group: int = 64
     stem: str | Stem | Callable[..., Array] = "imagenet"
     stem_features: int = 64
-    stem_pool: str | Callable[..., Array] | None = None
+    stem_pool: str | StemPool | Callable[..., Array] | None = None
     shortcut: str | Callable[..., Array] = "B"
     attn: str | ModuleDef | None = None
     anti_alias: str | Callable[[Array, int], Array] | None = None
@@ -146,6 +164,7 @@ class ResNet(nn.Module):
     zero_init_residual: bool = False
     stride_in_1x1: bool = False
     first_stage_stride: int = 1
+    reduce_first: int = 1
     norm: str | ModuleDef = "batch"
     freeze_norm: bool | Sequence[str] = False
     act: str | Callable[[Array], Array] = "relu"
@@ -158,8 +177,9 @@ class ResNet(nn.Module):
     train: bool | None = None
 
     def __post_init__(self) -> None:
-        for field in ("block", "stage_sizes", "stage_features", "block_widths", "freeze_norm"):
-            object.__setattr__(self, field, tuples(getattr(self, field)))
+        for field in _FIELDS:
+            object.__setattr__(self, field, named(plain(getattr(self, field)), TABLES.get(field, {})))
+        checks.check_values(self)
         super().__post_init__()
 
     @nn.compact
@@ -238,7 +258,8 @@ class ResNet(nn.Module):
         """The stem and what follows it."""
         stem = self.stem if isinstance(self.stem, Stem) else checks.entry("stem", self.stem, STEMS)
         stem = stem if isinstance(stem, Stem) else Stem(stem, 4)
-        pool = checks.entry("stem_pool", stem.pool if self.stem_pool is None else self.stem_pool, STEM_POOLS)
+        pool = stem.pool if self.stem_pool is None else self.stem_pool
+        pool = pool if isinstance(pool, StemPool) else checks.entry("stem_pool", pool, STEM_POOLS)
         return stem, pool if isinstance(pool, StemPool) else StemPool(pool, 2)
 
     def _stages(self, train: bool, stem_stride: int) -> dict[str, list[ModuleDef]]:
@@ -250,7 +271,9 @@ class ResNet(nn.Module):
             "shortcut": checks.entry("shortcut", self.shortcut, SHORTCUTS),
             "attn": checks.optional("attn", self.attn, ATTENTIONS),
             "zero_init_residual": self.zero_init_residual,
-            **({"stride_in_1x1": True} if self.stride_in_1x1 else {}),  # a block of the user's own may not have it
+            # a block of the user's own may not have them
+            **({"stride_in_1x1": True} if self.stride_in_1x1 else {}),
+            **({"reduce_first": self.reduce_first} if self.reduce_first != 1 else {}),
         }
         drop_blocks = self._drop_blocks(train)
         drop_paths = iter(self._drop_paths(train))
@@ -270,14 +293,12 @@ class ResNet(nn.Module):
 
     def _geometries(self, stem_stride: int) -> list[tuple[Geometry, Geometry]]:
         """Of each stage's first block and of its later ones: timm's rule for the output stride, and torchvision's."""
-        strides = (self.first_stage_stride, *(2 for _ in self.stage_sizes))[: len(self.stage_sizes)]
+        strides = [2 if i else self.first_stage_stride for i in range(len(self.stage_sizes))]
         reached, output_stride = stem_stride * math.prod(strides), self.output_stride
-        if output_stride not in (None, 8, 16, 32):
-            raise ValueError(f"output_stride must be 8, 16 or 32, or None for no dilation, got {output_stride}.")
         if output_stride in (8, 16) and reached <= output_stride:
             raise ValueError(
-                f"output_stride={output_stride} has no effect: a stem of stride {stem_stride} and {len(strides)} stages"
-                f" do not go beyond {reached}."
+                f"output_stride={output_stride} has no effect: a stem of stride {stem_stride} and {len(strides)} "
+                f"stages do not go beyond {reached}."
             )
         found = []
         net_stride, dilation = stem_stride, 1
@@ -291,7 +312,6 @@ class ResNet(nn.Module):
 
     def _per_stage(self) -> tuple[Sequence[Any], Sequence[int], Sequence[Any]]:
         """Block, width and widths of the convolutions for each stage."""
-        checks.check_sizes(self.stage_sizes)
         count = len(self.stage_sizes)
         kinds = self.block if isinstance(self.block, tuple) else (self.block,) * count
         features = tuple(64 * 2**i for i in range(count)) if self.stage_features is None else self.stage_features
@@ -320,6 +340,9 @@ class ResNet(nn.Module):
         return {name: functools.partial(build, size, scale) for name, (size, scale) in DROP_BLOCKS.items()}
 
 
+_FIELDS = [field.name for field in dataclasses.fields(ResNet) if field.name not in ("name", "parent")]
+
+
 class FeatureInfo(NamedTuple):
     """What a feature map is like: its name, its channels, and the image's pixels for one of its own."""
 
@@ -336,13 +359,15 @@ def feature_info(model: ResNet) -> tuple[FeatureInfo, ...]:
     FeatureInfo(name='layer1', channels=256, reduction=4)
     """
     names = ("act1", *(f"layer{i + 1}" for i in range(len(model.stage_sizes))))
-    images = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
+    images = traced_images(model)
     model = model.clone(train=False, dtype=None, param_dtype=jnp.float32)  # float64 would need JAX's permission
     apply = functools.partial(model.init_with_output, features=names)
     found, _ = jax.eval_shape(apply, jax.random.key(0), images)
-    return tuple(FeatureInfo(name, found[name].shape[-1], 256 // found[name].shape[-3]) for name in names)
+    side = images.shape[1]
+    return tuple(FeatureInfo(name, found[name].shape[-1], side // found[name].shape[-3]) for name in names)
 
 
-def tuples(value: Any) -> Any:
-    """Lists inside and out to tuples; everything else as it is."""
-    return tuple(map(tuples, value)) if type(value) in (list, tuple) else value
+def traced_images(model: ResNet, channels: int = 3) -> jax.ShapeDtypeStruct:
+    """An image to trace `model` with, `[1, side, side, channels]`: so large that no stage is left without pixels."""
+    side = max(256, 2 ** (len(model.stage_sizes) + 4))
+    return jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)

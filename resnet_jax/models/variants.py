@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from resnet_jax.models.attention import SqueezeExcite
 from resnet_jax.models.blocks import BasicBlock, Bottleneck
 from resnet_jax.models.pruned import WIDTHS
 from resnet_jax.models.resnet import ResNet
@@ -41,7 +40,7 @@ _SE: dict[str, Any] = {"attn": "se"}
 _ECA: dict[str, Any] = {"attn": "eca"}
 _AA: dict[str, Any] = {"anti_alias": "avg"}
 _BLUR: dict[str, Any] = {"anti_alias": "blur"}
-_RS: dict[str, Any] = _D | {"stem_pool": "conv", "attn": functools.partial(SqueezeExcite, rd_ratio=0.25)}
+_RS: dict[str, Any] = _D | {"stem_pool": "conv", "attn": "se4"}
 
 
 def _next(groups: int, width_per_group: int) -> dict[str, Any]:
@@ -128,7 +127,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "seresnext26d_32x4d": _timm(26, _D, _SE, _next(32, 4)),
     "seresnext26t_32x4d": _timm(26, _T, _SE, _next(32, 4)),
     "seresnext101d_32x8d": _timm(101, _D, _SE, _next(32, 8)),
-    "senet154": _timm(152, _S, _SE, _next(64, 4), block=functools.partial(Bottleneck, reduce_first=2), shortcut="B3x3"),
+    "senet154": _timm(152, _S, _SE, _next(64, 4), reduce_first=2, shortcut="B3x3"),
     # efficient channel attention (Wang et al. 2020, arXiv:1910.03151)
     "ecaresnet26t": _timm(26, _T, _ECA),
     "ecaresnet50t": _timm(50, _T, _ECA),

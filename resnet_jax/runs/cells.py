@@ -32,12 +32,12 @@ def count_parameters(run: Run) -> int | None:
 @functools.cache
 def _count(fields: str, name: str, num_classes: int, channels: int) -> int:
     import jax
-    import jax.numpy as jnp
 
+    from resnet_jax.models.resnet import traced_images
     from resnet_jax.models.variants import create_model
 
     model = create_model(name, num_classes=num_classes, **json.loads(fields))
-    images = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
+    images = traced_images(model, channels)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 

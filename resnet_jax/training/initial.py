@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.resnet import ResNet, traced_images
 from resnet_jax.weights import convert, resolve
 from resnet_jax.weights.adapt import adapt, describe, in_modules
 from resnet_jax.weights.errors import ConversionError
@@ -72,8 +72,7 @@ def _read(source: str, model: ResNet, ema: bool) -> tuple[dict[Path, np.ndarray]
 def _wanted(model: ResNet, channels: int) -> Flat:
     """The model's variables as shapes; in float32, for float64 would need JAX's permission."""
     model = model.clone(train=False, dtype=None, param_dtype=np.float32)
-    images = jax.ShapeDtypeStruct((1, 64, 64, channels), np.float32)
-    return dict(flatten_dict(jax.eval_shape(model.init, jax.random.key(0), images)))
+    return dict(flatten_dict(jax.eval_shape(model.init, jax.random.key(0), traced_images(model, channels))))
 
 
 # What does not fit --------------------------------------------------------------------------------------

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.checks import whole
+from resnet_jax.models.resnet import ResNet, traced_images
+from resnet_jax.models.values import plain
 from resnet_jax.weights.convert import FIRST_CONVS, ConversionError, Variables
 from resnet_jax.weights.files.formats import as_numpy
 
@@ -79,8 +81,8 @@ def adapt(
       key: of `jax.random`, for what is initialised; by default `jax.random.key(0)`.
 
     Returns:
-      The model's variables, NumPy arrays in the dtypes that they had (new ones in the model's `param_dtype`), and what
-      became of each.
+      The model's variables, NumPy arrays in the dtypes that they had (new ones in the model's `param_dtype`, new
+      statistics in float32 or more), and what became of each.
 
     Raises:
       ConversionError: a variable without a counterpart of its shape, outside the waived modules.
@@ -92,15 +94,16 @@ def adapt(
             f"variables are {{'params': ..., 'batch_stats': ...}}, got {sorted(unknown)[:5]}: give what `init` or "
             "`from_torch` give, whole."
         )
-    if in_channels < 1:
-        raise ValueError(f"in_channels={in_channels} must be 1 or more.")
+    in_channels = plain(in_channels)
+    if not whole(in_channels):
+        raise ValueError(f"in_channels={in_channels!r} must be a whole number, 1 or more.")
     given = {path: as_numpy(leaf) for path, leaf in flatten_dict(dict(variables)).items()}
-    images = jnp.zeros((1, 64, 64, in_channels))
+    images = traced_images(model, in_channels)
     key = jax.random.key(0) if key is None else key
 
     def init() -> Variables:
         clean = model.clone(train=False, dtype=None, param_dtype=jnp.float32)  # float64 would need JAX's permission
-        return dict(clean.init(key, images))
+        return dict(clean.init(key, jnp.zeros(images.shape)))
 
     wanted = flatten_dict(jax.eval_shape(init))
     _check_waived(waive, [*given, *wanted])
@@ -123,7 +126,7 @@ def adapt(
         raise ConversionError(describe(refused, given, wanted, way_out))
     # Under jit what is not wanted is not drawn either.
     fresh = jax.jit(lambda: {path: leaf for path, leaf in flatten_dict(init()).items() if path in initialised})()
-    result |= adapted | {path: np.asarray(leaf).astype(model.param_dtype) for path, leaf in fresh.items()}
+    result |= adapted | {path: np.asarray(leaf).astype(_dtype(model, path, leaf)) for path, leaf in fresh.items()}
     names = [
         tuple(sorted(map(".".join, paths)))
         for paths in (result.keys() - adapted.keys() - initialised, adapted, initialised, left_over)
@@ -161,6 +164,13 @@ def graft(variables: Mapping[str, Any], backbone: Mapping[str, Any], name: str =
         way_out = f"Fit them to the submodule {name!r} first: adapt(MODEL, variables, waive=['fc']) drops a head."
         raise ConversionError(describe(refused, given, own, way_out))
     return unflatten_dict(outer | given)
+
+
+def _dtype(model: ResNet, path: Path, leaf: jax.Array) -> Any:
+    """Of a new variable: a parameter's is the model's, a statistic's at least float32, that of no float its own."""
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf.dtype
+    return model.param_dtype if path[0] == "params" else jnp.promote_types(model.param_dtype, jnp.float32)
 
 
 def _differ_in_channels(given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

@@ -17,11 +17,11 @@ import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.resnet import ResNet, traced_images
 from resnet_jax.weights import finite
 from resnet_jax.weights.errors import ConversionError
 from resnet_jax.weights.files.formats import as_numpy
-from resnet_jax.weights.names import COUNTER, native_names
+from resnet_jax.weights.names import COUNTER, IGNORED, native_names
 
 Variables = dict[str, Any]
 
@@ -77,14 +77,17 @@ def from_native(
     """`from_torch`, of tensors whose names are torchvision's by now."""
     tensors = {name: as_numpy(tensor) for name, tensor in state_dict.items()}
     paths = _paths(model, input_channels(tensors))
-    shapes = {_torch_name(path): _torch_shape(path, shape) for path, shape in paths.items()}
+    names = _torch_names(paths)
+    shapes = {names[path]: _torch_shape(path, shape) for path, shape in paths.items()}
     _check(model, {name: tensor.shape for name, tensor in tensors.items()}, shapes, "the state_dict")
 
     def leaf(path: tuple[str, ...]) -> np.ndarray:
-        tensor = tensors[_torch_name(path)]
-        tensor = tensor.transpose(TO_FLAX[tensor.ndim]) if path[-1] == "kernel" else tensor
+        tensor = tensors[names[path]]
+        tensor = tensor.transpose(_axes(path, tensor.ndim, TO_FLAX))
         copy = _empty(tensor.shape, dtype or tensor.dtype)
-        for start in range(0, tensor.shape[-1] if tensor.ndim else 1, TILE):
+        if not tensor.ndim:
+            copy[...] = tensor
+        for start in range(0, tensor.shape[-1] if tensor.ndim else 0, TILE):
             copy[..., start : start + TILE] = tensor[..., start : start + TILE]
         return copy
 
@@ -92,7 +95,7 @@ def from_native(
     with ThreadPoolExecutor() as pool:
         leaves = dict(zip(paths, pool.map(leaf, paths), strict=True))
     if not allow_nonfinite:  # what `dtype` cannot hold is infinite by now
-        finite.refuse({_torch_name(path): leaf for path, leaf in leaves.items()}, "the state_dict", ALLOW)
+        finite.refuse({names[path]: leaf for path, leaf in leaves.items()}, "the state_dict", ALLOW)
     return dict(unflatten_dict(leaves))
 
 
@@ -161,11 +164,10 @@ def to_torch(model: ResNet, variables: Mapping[str, Any], *, allow_nonfinite: bo
         {".".join(path): shape for path, shape in wanted.items()},
         "the tree of variables",
     )
-    tensors = {}
+    names, tensors = _torch_names(wanted), {}
     for path in sorted(wanted, key=_definition_order):
         leaf = found[path]
-        axes = TO_TORCH[leaf.ndim] if path[-1] == "kernel" else None
-        tensors[_torch_name(path)] = np.array(leaf.transpose(axes), order="C")
+        tensors[names[path]] = np.array(leaf.transpose(_axes(path, leaf.ndim, TO_TORCH)), order="C")
         if path[-1] == "var":
             tensors[".".join([*path[1:-1], COUNTER])] = np.zeros((), np.int64)
     if not allow_nonfinite:
@@ -218,8 +220,7 @@ def _paths(model: ResNet, in_channels: int) -> dict[tuple[str, ...], tuple[int, 
 
 
 def _traced(model: ResNet, in_channels: int) -> dict[tuple[str, ...], tuple[int, ...]]:
-    images = jax.ShapeDtypeStruct((1, 64, 64, in_channels), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    variables = jax.eval_shape(model.init, jax.random.key(0), traced_images(model, in_channels))
     return {path: tuple(leaf.shape) for path, leaf in flatten_dict(variables).items()}
 
 
@@ -236,12 +237,32 @@ def _has_hash(model: ResNet) -> bool:
 
 
 def _torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(shape[axis] for axis in TO_TORCH[len(shape)]) if path[-1] == "kernel" else shape
+    return tuple(shape[axis] for axis in _axes(path, len(shape), TO_TORCH))
+
+
+def _axes(path: tuple[str, ...], ndim: int, of_kernels: Mapping[int, tuple[int, ...]]) -> tuple[int, ...]:
+    """The order of axes on the other side: only kernels have another, and a norm's own of one axis has not."""
+    return of_kernels[ndim] if path[-1] == "kernel" and ndim in of_kernels else tuple(range(ndim))
 
 
 def _torch_name(path: tuple[str, ...]) -> str:
     collection, *modules, leaf = path
     return ".".join([*modules, LEAVES.get((collection, leaf), leaf)])  # a norm of the user's own may have others
+
+
+def _torch_names(paths: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """PyTorch's name of each leaf; a part of the user's own may have leaves that cannot have one."""
+    names: dict[str, tuple[str, ...]] = {}
+    for path in paths:
+        name = _torch_name(path)
+        if name in names or path[-1] in IGNORED:
+            why = f"so would {'.'.join(names[name])}" if name in names else "such tensors are passed over"
+            raise ConversionError(
+                f"the model's variable {'.'.join(path)} would be PyTorch's {name}, and {why}: give a norm or "
+                "an attention of your own other names for its variables."
+            )
+        names[name] = path
+    return {path: name for name, path in names.items()}
 
 
 def input_channels(tensors: Mapping[str, Any]) -> int:
@@ -260,7 +281,8 @@ def _definition_order(path: tuple[str, ...]) -> list[tuple[int, int, str]]:
         # conv1 bn1 conv2 bn2 ... : by number first, the convolution before its norm
         last = LATER.index(kind) + 1 if kind in LATER else 0
         order.append((last, int(number or 0), {"conv": "0", "bn": "1"}.get(kind, kind)))
-    return [*order, (0, list(LEAVES).index((collection, leaf)), "")]
+    known = list(LEAVES)
+    return [*order, (0, known.index((collection, leaf)) if (collection, leaf) in known else len(known), leaf)]
 
 
 # Errors -------------------------------------------------------------------------------------------------

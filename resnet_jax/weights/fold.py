@@ -18,7 +18,7 @@ from resnet_jax.models.layers import ANTI_ALIASES
 from resnet_jax.models.norms import Shift, UnbiasedBatchNorm, bind_norm
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.shortcuts import SHORTCUTS
-from resnet_jax.models.stems import STEM_POOLS, STEMS
+from resnet_jax.models.stems import STEM_POOLS, STEMS, Stem, StemPool
 from resnet_jax.weights import convert, finite
 from resnet_jax.weights.convert import ConversionError, Variables
 from resnet_jax.weights.files.formats import as_numpy
@@ -39,8 +39,8 @@ CONVOLUTIONS = (
 # Where the table holds: in the parts that the library has, by field of `ResNet`.
 PARTS: dict[str, tuple[Any, ...]] = {
     "block": (BasicBlock, Bottleneck),
-    "stem": tuple(stem.apply for stem in STEMS.values()),
-    "stem_pool": tuple(pool.apply for pool in STEM_POOLS.values()),
+    "stem": tuple(STEMS.values()),
+    "stem_pool": tuple(STEM_POOLS.values()),
     "shortcut": tuple(SHORTCUTS.values()),
     "anti_alias": tuple(ANTI_ALIASES.values()),
 }
@@ -103,7 +103,7 @@ def _check_parts(model: ResNet) -> None:
     for field, known in PARTS.items():
         value = getattr(model, field)
         for part in value if isinstance(value, tuple) else (value,):
-            if part is None or isinstance(part, str) or part in known or _function(part) in map(_function, known):
+            if part is None or isinstance(part, str) or _function(part) in map(_function, known):
                 continue
             raise ValueError(
                 f"{field}={part!r} is no part of this library, and where its norms and convolutions sit is not known: "
@@ -112,6 +112,8 @@ def _check_parts(model: ResNet) -> None:
 
 
 def _function(part: Any) -> Any:
+    """What a part does, whatever arguments it has been given, or stride and pool it is said to have."""
+    part = part.apply if isinstance(part, Stem | StemPool) else part
     return part.func if isinstance(part, functools.partial) else part
 
 

@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_refused_unless_it_is_waived_by_name(pretrained):
         resnet_jax.adapt(resnet_jax.resnet18(), pretrained)
     with pytest.raises(ConversionError, match="give what `init` or `from_torch` give, whole"):
         resnet_jax.adapt(model, pretrained["params"])
-    with pytest.raises(ValueError, match="in_channels=0 must be 1 or more"):
+    with pytest.raises(ValueError, match="in_channels=0 must be a whole number, 1 or more"):
         resnet_jax.adapt(model, pretrained, in_channels=0)
 
 
@@ -151,3 +151,21 @@ def test_what_is_initialised_has_the_dtype_of_the_models_parameters(pretrained):
     variables, _ = resnet_jax.adapt(model, pretrained, waive=["fc"])
     assert {leaf.dtype for leaf in variables["params"]["fc"].values()} == {jnp.dtype(jnp.bfloat16)}
     assert variables["params"]["bn1"]["scale"].dtype == np.float32  # as it was given
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_new_statistics_are_float32_at_least_whatever_the_parameters_are(dtype):
+    model = resnet_jax.ResNet(resnet_jax.BasicBlock, (1,), num_classes=5, stem="cifar", param_dtype=dtype)
+    given = {"params": random_variables(model)["params"]}  # as of a net without statistics
+    variables, diff = resnet_jax.adapt(model, given, waive=["bn1", "layer1"])
+    assert len(diff.initialised) == 6
+    for norm in (variables["batch_stats"]["bn1"], *variables["batch_stats"]["layer1"]["0"].values()):
+        np.testing.assert_array_equal(norm["mean"], np.zeros(64, np.float32), strict=True)
+        np.testing.assert_array_equal(norm["var"], np.ones(64, np.float32), strict=True)
+
+
+@pytest.mark.parametrize("channels", [True, 0, 2.0, "3"])
+def test_what_is_no_number_of_channels_is_refused(channels, pretrained):
+    with pytest.raises(ValueError, match="in_channels=.* must be a whole number, 1 or more"):
+        resnet_jax.adapt(resnet_jax.create_model("test_resnet"), pretrained, in_channels=channels)
+    assert resnet_jax.adapt(resnet_jax.create_model("test_resnet"), pretrained, in_channels=np.int64(3))

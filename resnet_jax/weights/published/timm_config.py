@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax.models.resnet import ResNet, feature_info, tuples
+from resnet_jax.models.resnet import ResNet, feature_info
+from resnet_jax.models.values import plain
 from resnet_jax.models.variants import ALIASES, VARIANTS, create_model
 from resnet_jax.version import __version__
 from resnet_jax.weights.convert import FIRST_CONVS
@@ -60,7 +61,7 @@ def network(config: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
       ValueError: a network, or an argument of it, that this package does not have.
     """
     if "resnet_jax" in config:
-        return config["resnet_jax"]["name"], {k: tuples(v) for k, v in config["resnet_jax"]["arguments"].items()}
+        return config["resnet_jax"]["name"], {k: plain(v) for k, v in config["resnet_jax"]["arguments"].items()}
     if "architecture" not in config:
         return None, {}
     name = ALIASES.get(config["architecture"], config["architecture"])
@@ -143,24 +144,31 @@ def name_and_arguments(model: ResNet) -> tuple[str, dict[str, Any]]:
       ValueError: a field that is a function and not a name, which no file can hold.
     """
     candidates = {name: _differences(model, create_model(name)) for name in VARIANTS}
-    name = min(candidates, key=lambda name: len(candidates[name]))
-    arguments = candidates[name] | {"num_classes": model.num_classes}
-    try:
-        json.dumps(arguments)
-    except TypeError as error:
+    unwritten = {name: {k: v for k, v in candidates[name].items() if not _is_written(v)} for name in VARIANTS}
+    name = min(candidates, key=lambda name: (len(unwritten[name]), len(candidates[name])))
+    if unwritten[name]:
         raise ValueError(
-            f"the network is {name!r} with {arguments}, and functions cannot be written to a file: save its weights "
-            "alone, with to_torch and formats.save_state_dict."
-        ) from error
-    return name, arguments
+            f"the network is {name!r} with {unwritten[name]}, and functions cannot be written to a file: save its "
+            "weights alone, with to_torch and formats.save_state_dict."
+        )
+    return name, candidates[name] | {"num_classes": model.num_classes}
 
 
 def _differences(model: ResNet, other: ResNet) -> dict[str, Any]:
     fields = [field.name for field in dataclasses.fields(ResNet) if field.name not in OF_A_RUN]
-    changed = {name: getattr(model, name) for name in fields if tuples(getattr(model, name)) != getattr(other, name)}
+    changed = {name: getattr(model, name) for name in fields if getattr(model, name) != getattr(other, name)}
     dtype = jnp.dtype(model.param_dtype)
     changed.pop("param_dtype", None)
     return changed | ({} if dtype == jnp.dtype(other.param_dtype) else {"param_dtype": dtype.name})
+
+
+def _is_written(value: Any) -> bool:
+    """Whether JSON has such a value."""
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _of(preprocessing: "Preprocessing") -> dict[str, Any]:
