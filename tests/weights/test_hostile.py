@@ -13,10 +13,10 @@ import pytest
 from handmade import DATA, legacy, mapping, named, safetensors, storage, tensor, zipped
 from hostile_files import GOOD, HOSTILE, wide_end
 from paths import ROOT
-from resnet_jax.weights.files import opcodes
+from resnet_jax.weights.files.pickled import opcodes
 from resnet_jax.weights.files.formats import WeightFileError, load_state_dict
-from resnet_jax.weights.files.pickles import Budget, Pickle
-from resnet_jax.weights.files.torch_names import find_global
+from resnet_jax.weights.files.pickled.pickles import Budget, Pickle
+from resnet_jax.weights.files.pickled.torch_names import find_global
 
 MOST = 64 << 20  # what reading may take beyond the size of the file
 

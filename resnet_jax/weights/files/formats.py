@@ -18,11 +18,11 @@ import numpy as np
 import safetensors.numpy
 
 from resnet_jax.weights.errors import WeightFileError
-from resnet_jax.weights.files.pickles import Inert
+from resnet_jax.weights.files.pickled.pickles import Inert
 from resnet_jax.weights.files.replacing import replacing
 from resnet_jax.weights.files.safetensors_file import read_safetensors
 from resnet_jax.weights.files.torch_file import TorchFile, read_legacy, read_zip
-from resnet_jax.weights.files.torch_names import Tensor
+from resnet_jax.weights.files.pickled.torch_names import Tensor
 from resnet_jax.weights.files.torch_write import write_torch
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ import numpy as np
 
 from resnet_jax.weights.errors import WeightFileError
 from resnet_jax.weights.files import archive
-from resnet_jax.weights.files.opcodes import run
-from resnet_jax.weights.files.pickles import SPARE, Budget, Pickle
-from resnet_jax.weights.files.torch_names import Storage, StorageType, Tensor, find_global
+from resnet_jax.weights.files.pickled.opcodes import run
+from resnet_jax.weights.files.pickled.pickles import SPARE, Budget, Pickle
+from resnet_jax.weights.files.pickled.torch_names import Storage, StorageType, Tensor, find_global
 
 # The first pickle of a legacy file, and the version in the second.
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001

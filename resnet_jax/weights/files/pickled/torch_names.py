@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from resnet_jax.weights.errors import WeightFileError
-from resnet_jax.weights.files.pickles import Global, Inert, kind, set_items
+from resnet_jax.weights.files.pickled.pickles import Global, Inert, kind, set_items
 
 MAX_AXES = 32  # NumPy's oldest limit, and far more than any weight has
 

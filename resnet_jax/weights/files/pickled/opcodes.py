@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from resnet_jax.weights.errors import WeightFileError
-from resnet_jax.weights.files.pickles import Global, Inert, Pickle, kind, set_items, text
+from resnet_jax.weights.files.pickled.pickles import Global, Inert, Pickle, kind, set_items, text
 
 # Bytes of memory that an opcode may cost, at most. Arguments come on top, four bytes for each of theirs, since one wide
 # character makes all of a string wide.
