@@ -50,7 +50,8 @@ def add_source(verb: argparse.ArgumentParser) -> None:
     """Adds to a verb the options that `open_source` reads."""
     options = verb.add_argument_group("weights that do not say all of themselves")
     options.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the network")
-    options.add_argument("--prefix", help="of several networks in a file, the one whose names begin so")
+    options.add_argument("--container", help="of several sets of weights in a file, the one under this name")
+    options.add_argument("--prefix", help="of several networks in one set, the one whose names begin so")
     options.add_argument("--drop", action="append", default=[], metavar="PREFIX", help="leave out what begins so")
     options.add_argument("--ema", action="store_true", default=None, help="take the moving average of the weights")
     verb.add_argument(
@@ -88,7 +89,15 @@ def open_source(
       ValueError: as `resolve.resolve`; or the head has another number of classes.
     """
     fields, drop = _fields(arguments.set), arguments.drop
-    opened = resolve.resolve(source, name=network, fields=fields, ema=arguments.ema, prefix=arguments.prefix, drop=drop)
+    opened = resolve.resolve(
+        source,
+        name=network,
+        fields=fields,
+        ema=arguments.ema,
+        container=arguments.container,
+        prefix=arguments.prefix,
+        drop=drop,
+    )
     head = opened.tensors.get("fc.weight")
     classes = 0 if head is None else len(head)
     if num_classes == 0 and classes:

@@ -37,6 +37,7 @@ def load_pretrained(
     channels: Sequence[int] | None = None,
     network: str | None = None,
     ema: bool | None = None,
+    container: str | None = None,
     prefix: str | None = None,
     drop: str | Sequence[str] = (),
     key: jax.Array | None = None,
@@ -61,7 +62,8 @@ def load_pretrained(
       network: the network's name, where the source does not state it: what it says by its tensors may leave it open.
       ema: the moving average of the weights. By default that of a run which kept one, as it is what the run evaluated,
         and not that of anybody else's file.
-      prefix: of several networks in a file, the one under this name ("teacher.backbone").
+      container: of several sets of weights in a file, the one under this name ("teacher").
+      prefix: of several networks in one set, the one under this name ("teacher.backbone").
       drop: names, or one, of parts of the file to leave out, such as a head of several layers ("fc").
       key: of `jax.random`, for what is initialised; by default `jax.random.key(0)`.
       sharding: of the variables, or a tree of shardings; by default they lie on the default device.
@@ -84,7 +86,7 @@ def load_pretrained(
     create_model(network or found.name or "resnet50", **changes)  # refuses a bad one before anything is downloaded
     fields = {} if found.name else {field: value for field, value in overrides.items() if field in DECIDING}
     drop = [drop] if isinstance(drop, str) else drop
-    opened = resolve(found, name=network, fields=fields, ema=ema, prefix=prefix, drop=drop)
+    opened = resolve(found, name=network, fields=fields, ema=ema, container=container, prefix=prefix, drop=drop)
     before, variables = opened.network()  # values are looked at as they will be used
     model = before.clone(**changes)
     if model != before or in_chans is not None:

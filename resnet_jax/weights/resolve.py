@@ -118,6 +118,7 @@ def resolve(
     name: str | None = None,
     fields: Mapping[str, Any] | None = None,
     ema: bool | None = None,
+    container: str | None = None,
     prefix: str | None = None,
     drop: Sequence[str] = (),
 ) -> Opened:
@@ -128,6 +129,7 @@ def resolve(
       name: the network, where the source does not state it.
       fields: of `ResNet`, likewise.
       ema: the moving average of the weights. By default that of a run which kept one, and of others not.
+      container: of several sets of weights in a file, the one under this name ("teacher").
       prefix: of several networks in a file, the one whose tensors' names begin so.
       drop: beginnings of names to leave out, such as "fc"; without `fc` the network has no head.
 
@@ -146,7 +148,7 @@ def resolve(
     for field, value in found.arguments.items():
         if field in given and given[field] != value and field in OF_THE_FUNCTION:
             raise ValueError(f"{found.text} states {field}={value!r}, and not {given[field]!r}: leave it out.")
-    tensors, what = found.read(ema=ema)
+    tensors, what = found.read(ema=ema, container=container)
     renamed = rename(tensors, prefix=prefix, drop=drop)
     renamed.log()
     stated = dict(found.arguments)

@@ -56,7 +56,7 @@ class Source:
     label_names: Sequence[str] | None = None
     run: Mapping[str, Any] | None = None
 
-    def read(self, *, ema: bool | None = None) -> tuple[dict[str, Any], str]:
+    def read(self, *, ema: bool | None = None, container: str | None = None) -> tuple[dict[str, Any], str]:
         """`{name: array}`, and what they are in words.
 
         The names are those of the file or, of what this library wrote itself, torchvision's.
@@ -64,6 +64,7 @@ class Source:
         Args:
           ema: the moving average of the weights. By default that of a run which kept one, as it is what the run
             evaluated, and not that of anybody else's file.
+          container: of several sets of weights in a file, the one under this name.
 
         Raises:
           WeightFileError: it cannot be read, or has no average.
@@ -72,7 +73,12 @@ class Source:
         """
         place = self.fetch()
         if formats.holds_weights(place):
-            return dict(formats.load_state_dict(place, ema=bool(ema))), "weights under PyTorch's names"
+            opened = formats.open_weights(place, container=container, ema=bool(ema))
+            if opened.variables is not None:
+                return convert.native(opened.variables), "variables of Flax's"
+            return dict(opened.tensors), "weights under PyTorch's names"
+        if container is not None:
+            raise ValueError(f"{self.text} has no container {container!r}: it is of this library's, and holds one set.")
         from resnet_jax.weights.files import orbax_folder  # Orbax takes a second to import, and files do without it
 
         with contextlib.nullcontext() if ema else contextlib.suppress(orbax_folder.NoAverage):

@@ -5,11 +5,13 @@ nothing is read twice; do not write into a file (rather than replace it) while i
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import mmap
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -19,66 +21,120 @@ import numpy as np
 import safetensors.numpy
 
 from resnet_jax.weights.errors import WeightFileError
-from resnet_jax.weights.files.pickles import Inert
+from resnet_jax.weights.files import containers, flax_file, folders
+from resnet_jax.weights.files.folders import SUFFIXES, TORCH_SUFFIXES, holds_weights
+from resnet_jax.weights.files.pickled.numpy_arrays import is_array
+from resnet_jax.weights.files.pickled.pickles import MAX_NAME, Inert, shown
 from resnet_jax.weights.files.replacing import replacing
 from resnet_jax.weights.files.safetensors_file import read_safetensors
-from resnet_jax.weights.files.torch_file import TorchFile, read_legacy, read_record, read_zip
-from resnet_jax.weights.files.torch_names import Tensor
+from resnet_jax.weights.files.torch_file import TorchFile, read_pickle, read_record, read_zip
 from resnet_jax.weights.files.torch_write import write_torch
+
+__all__ = [
+    "SUFFIXES",
+    "TORCH_SUFFIXES",
+    "Opened",
+    "WeightFileError",
+    "as_numpy",
+    "holds_weights",
+    "load_state_dict",
+    "load_variables_file",
+    "open_weights",
+    "save_state_dict",
+]
 
 logger = logging.getLogger(__name__)
 
-TORCH_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".tar")
-# Where a checkpoint of somebody's training script keeps the weights, and their moving average (EMA).
-CONTAINERS = (
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "model",
-    "net",
-    "network",
-    "module",
-    "weights",
-    "student",
-)
-EMA_CONTAINERS = (
-    *("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema", "ema_weights"),
-    "teacher",
-)
-# How the names of inert tensors begin: sparse, quantised, or of a dtype that NumPy lacks.
-TENSOR_KINDS = ("torch._utils._rebuild_", "a tensor of ")
 # The record, in safetensors' metadata or in PyTorch's zip, of where the weights of a file come from.
 PROVENANCE = "resnet_jax"
 # Largest index of a sharded file that is parsed; that of a ResNet of a thousand layers has a fifth of this.
 MAX_INDEX = 2 << 20
+# How pickles of dictionaries begin: by their protocol or, before there was that, by a dictionary or a function.
+PICKLED = re.compile(rb"\x80|\(d|\}[q(.]|c[\w.]+\n\w+\n")
 
 
-def load_state_dict(path: str | os.PathLike[str], *, ema: bool = False) -> dict[str, np.ndarray]:
-    """Reads `{name: array}` from a file of any name: PyTorch's zip or legacy format, safetensors, or a sharded index.
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """What a file of weights holds.
 
-    A checkpoint that keeps its weights under a name, such as `state_dict`, is unwrapped. Checksums are compared where
-    the format has them, which is PyTorch's zip format alone: in others a changed byte of a tensor cannot be seen.
+    Attributes:
+      tensors: `{name: array}` under PyTorch's names, read-only and in the dtype of the file; bfloat16 as
+        `ml_dtypes.bfloat16`.
+      container: the keys that led to them, such as `"model"` or `"state.model"`; None in a file without containers.
+      others: the containers of other sets of tensors in the file, which were not taken.
+      variables: `{'params': ..., 'batch_stats': ...}`, in place of tensors, in a file that has Flax's names.
+    """
+
+    tensors: dict[str, np.ndarray]
+    container: str | None = None
+    others: tuple[str, ...] = ()
+    variables: dict[str, Any] | None = None
+
+
+def open_weights(path: str | os.PathLike[str], *, container: str | None = None, ema: bool = False) -> Opened:
+    """Reads a file of any name: PyTorch's, old or new, a pickle of arrays, safetensors, an index, Flax's msgpack.
+
+    A checkpoint that keeps its weights under a name, such as `state_dict`, is unwrapped; where it holds several sets of
+    weights, a line of the log says which was taken, and how to take another. Checksums are compared where the format
+    has them, which is PyTorch's zip format alone: in others a changed byte of a tensor cannot be seen.
 
     Args:
-      path: the file, or a folder with a `*.index.json` or a `model.safetensors` in it, as Hugging Face's have.
+      path: the file, or a folder with one: a `*.index.json`, a `model.safetensors`, or a single file of another name.
+      container: the set to take, by its name in `Opened.container` or `others`; by default the likeliest.
       ema: take the moving average of the weights, which training scripts keep beside them.
 
-    Returns:
-      Read-only arrays in the dtype of the file; bfloat16 as `ml_dtypes.bfloat16`.
-
     Raises:
-      WeightFileError: no such file, a damaged one, one of another kind, or one without (averaged) weights.
+      WeightFileError: no such file, a damaged one, one of another kind, or one without such weights.
     """
+    if container is not None and ema:
+        raise ValueError(f"ema=True chooses a container, and container={container!r} another: give one of the two.")
     try:
-        file = _find(pathlib.Path(path).expanduser())
+        file = folders.find(pathlib.Path(path).expanduser())
         data = _mapped(file)
-        if bytes(data[:1]) == b"{":
-            return _refuse_ema(_load_sharded(file, data), ema)
-        return _load_one(file, data, ema)
+        opened = _open_index(file, data) if bytes(data[:1]) == b"{" else _open_one(file, data, container, ema)
+        if opened.container is None and (ema or container):
+            asked = "asking for EMA" if ema else "naming a container"
+            raise WeightFileError(
+                f"it holds one set of weights, without an average or another beside it: read it without {asked}."
+            )
+        return opened
     except WeightFileError as error:
         raise WeightFileError(f"{path}: {error}") from error
     except OSError as error:
         raise WeightFileError(f"{path}: it cannot be read ({error.strerror or error}).") from error
+
+
+def load_state_dict(
+    path: str | os.PathLike[str], *, container: str | None = None, ema: bool = False
+) -> dict[str, np.ndarray]:
+    """The tensors of `open_weights`, under PyTorch's names.
+
+    Raises:
+      WeightFileError: as `open_weights`, or the file has Flax's variables.
+    """
+    opened = open_weights(path, container=container, ema=ema)
+    if opened.variables is not None:
+        raise WeightFileError(
+            f"{path}: it holds Flax's variables, and no tensors under PyTorch's names: load_variables_file."
+        )
+    return opened.tensors
+
+
+def load_variables_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Variables, `{'params': ..., 'batch_stats': ...}`, of a file that has them under Flax's names.
+
+    Read are `flax.serialization.to_bytes` of variables, of a train state or of `params` alone, and safetensors or
+    pickled arrays whose names are flattened, `params.conv1.kernel` or `params/conv1/kernel`. Arrays are read-only.
+
+    Raises:
+      WeightFileError: as `open_weights`, or the file has PyTorch's names.
+    """
+    variables = open_weights(path).variables
+    if variables is None:
+        raise WeightFileError(
+            f"{path}: it holds tensors under PyTorch's names, and no variables of Flax's: load_state_dict."
+        )
+    return variables
 
 
 def save_state_dict(
@@ -97,15 +153,17 @@ def save_state_dict(
       WeightFileError: another suffix, or a dtype that the format does not have.
     """
     file = pathlib.Path(path).expanduser()
-    if file.suffix not in (".safetensors", *TORCH_SUFFIXES):
-        raise WeightFileError(f"{path}: weights are written as .safetensors or .pth; give a name that ends so.")
+    if file.suffix.lower() not in SUFFIXES:
+        raise WeightFileError(
+            f"{path}: weights are written to files that end in {', '.join(SUFFIXES)}; give a name that ends so."
+        )
     if "://" in str(path):
         raise WeightFileError(f"{path}: weights are written to a disk; write them there and copy them to the bucket.")
     file.parent.mkdir(parents=True, exist_ok=True)
     plain = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     said = {PROVENANCE: json.dumps(provenance)} if provenance else {}
     with replacing(file) as temporary:
-        if file.suffix == ".safetensors":
+        if file.suffix.lower() == ".safetensors":
             safetensors.numpy.save_file(plain, temporary, metadata={"format": "pt"} | said)
         else:
             write_torch(temporary, plain, said)
@@ -134,14 +192,6 @@ def shards(index: pathlib.Path) -> list[str]:
     return sorted(set(_weight_map(_mapped(index)).values()))
 
 
-def holds_weights(path: str | os.PathLike[str]) -> bool:
-    """Whether `load_state_dict` is to read `path`: a file, or a folder with weights under their usual names."""
-    place = pathlib.Path(path).expanduser()
-    if "://" in str(path):  # a bucket, where workdirs and folders of variables lie, but no file that this could read
-        return place.suffix in (".safetensors", *TORCH_SUFFIXES)
-    return not place.is_dir() or bool(_in_folder(place))
-
-
 def as_numpy(tensor: Any) -> np.ndarray:
     """A NumPy array of the same values and dtype, from NumPy, JAX, or PyTorch (any layout, device or dtype).
 
@@ -162,24 +212,6 @@ def as_numpy(tensor: Any) -> np.ndarray:
 # Files --------------------------------------------------------------------------------------------------
 
 
-def _find(path: pathlib.Path) -> pathlib.Path:
-    if path.is_dir():
-        found = _in_folder(path)
-        if len(found) == 1:
-            return found[0]
-        several = f"several: {', '.join(file.name for file in found[:4])}. Name one." if found else "neither."
-        raise WeightFileError(f"of *.index.json and model.safetensors the folder has {several}")
-    if not path.is_file():
-        raise WeightFileError("there is no such file.")
-    return path
-
-
-def _in_folder(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The file of weights in a folder such as Hugging Face's, safetensors first; several if that cannot be told."""
-    found = (sorted(folder.glob(name)) for name in ("model.safetensors", "*.safetensors.index.json", "*.index.json"))
-    return next((files for files in found if files), [])
-
-
 def _mapped(file: pathlib.Path) -> memoryview:
     """The file's bytes, which the system reads when they are looked at."""
     with open(file, "rb") as opened:
@@ -188,15 +220,45 @@ def _mapped(file: pathlib.Path) -> memoryview:
         return memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _load_one(file: pathlib.Path, data: memoryview, ema: bool = False) -> dict[str, np.ndarray]:
+def _open_one(file: pathlib.Path, data: memoryview, container: str | None = None, ema: bool = False) -> Opened:
     head = bytes(data[:512])
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return _load_torch(read_zip(data), ema)
-    if head[8:9] == b"{":  # before pickles, for the length in front of it may begin as they do
-        return _refuse_ema(read_safetensors(file, data), ema)
-    if head.startswith(b"\x80"):
-        return _load_torch(read_legacy(data), ema)
-    raise WeightFileError(f"it is {_what_it_is(head)}")
+        opened = _choose(read_zip(data), container, ema)
+    elif head[8:9] == b"{":  # before pickles, for the length in front of it may begin as they do
+        opened = Opened(read_safetensors(file, data))
+    elif PICKLED.match(head):
+        opened = _choose(read_pickle(data), container, ema)
+    elif flax_file.looks_like_msgpack(head):
+        opened = Opened({}, variables=flax_file.variables(flax_file.read_msgpack(data)))
+    else:
+        raise WeightFileError(f"it is {_what_it_is(head)}")
+    if long := max((name for name in opened.tensors if len(name) > MAX_NAME), default="", key=len):
+        raise WeightFileError(
+            f"the name {long[:40]!r}... of a tensor has {len(long)} characters, which no network needs."
+        )
+    if flax_file.has_flax_names(opened.tensors):
+        return dataclasses.replace(opened, tensors={}, variables=flax_file.variables(flax_file.nested(opened.tensors)))
+    return opened
+
+
+def _choose(file: TorchFile, container: str | None, ema: bool) -> Opened:
+    """The weights of a checkpoint; what else there is, is named in the log."""
+    chosen, others = containers.choose(file.content, container, ema)
+    for name, value in chosen.tensors.items():
+        if isinstance(value, Inert) and containers.is_tensor(value) and not is_array(value):
+            raise WeightFileError(f"tensor {name!r:.80} is {value.name}: only dense tensors of plain numbers are read.")
+    tensors = {
+        name: value for name, value in chosen.tensors.items() if isinstance(name, str) and containers.is_tensor(value)
+    }
+    if beside := sorted(shown(name)[:80] for name in chosen.tensors.keys() - tensors.keys()):
+        logger.warning("passed over what is no tensor: %s", ", ".join(map(repr, beside[:8])))
+    if file.unknown:
+        names = ", ".join(repr(name[:80]) for name in sorted(file.unknown)[:8])
+        logger.warning("passed over objects beside the weights, of which nothing was run: %s", names)
+    if others:
+        taken = f"{chosen.name[:80]!r} ({len(tensors)} tensors)"
+        logger.warning("took the weights under %s and passed over others: %s", taken, containers.listed(others))
+    return Opened(file.arrays(tensors), chosen.name or None, tuple(weights.name for weights in others))
 
 
 def _what_it_is(head: bytes) -> str:
@@ -217,20 +279,23 @@ def _what_it_is(head: bytes) -> str:
     return "damaged, cut short or of another kind than PyTorch's files and safetensors: download it again."
 
 
-def _load_sharded(index: pathlib.Path, data: memoryview) -> dict[str, np.ndarray]:
+def _open_index(index: pathlib.Path, data: memoryview) -> Opened:
     """The tensors of several files beside `index`."""
     places = _weight_map(data)
+    shards: dict[str, set[str]] = {}
+    for name, shard in places.items():
+        shards.setdefault(shard, set()).add(name)
     arrays: dict[str, np.ndarray] = {}
-    for shard in sorted(set(places.values())):
+    for shard, names in sorted(shards.items()):
         # A bare name: an index must not reach into other folders.
         file = index.parent / shard
         if pathlib.PurePath(shard).name != shard or "\\" in shard or not file.is_file():
             raise WeightFileError(f"its part {shard[:80]!r} is not a file beside it.")
-        found = _load_one(file, _mapped(file))
-        if set(found) != {name for name, place in places.items() if place == shard}:
+        found = _open_one(file, _mapped(file)).tensors
+        if set(found) != names:
             raise WeightFileError(f"its part {shard!r} does not hold the tensors that it says: download both again.")
         arrays |= found
-    return arrays
+    return Opened(arrays)
 
 
 def _weight_map(data: memoryview) -> dict[str, str]:
@@ -243,57 +308,3 @@ def _weight_map(data: memoryview) -> dict[str, str]:
     if not isinstance(places, dict) or not places or not all(isinstance(shard, str) for shard in places.values()):
         raise WeightFileError('it is JSON, but not the index of a sharded file, {"weight_map": {tensor: file}}.')
     return places
-
-
-def _load_torch(file: TorchFile, ema: bool) -> dict[str, np.ndarray]:
-    found = _averaged(file.content) if ema else _unwrap(file.content, (*CONTAINERS, *EMA_CONTAINERS))
-    if found is None:
-        wanted = EMA_CONTAINERS if ema else CONTAINERS
-        raise WeightFileError(
-            f"it holds {_describe(file.content)}, not {'averaged weights' if ema else 'a dictionary of tensors'}, also "
-            f"not under {', '.join(map(repr, wanted))}. Save model.state_dict()."
-        )
-    for name, value in found.items():
-        if _is_tensor(value) and not isinstance(value, Tensor):
-            raise WeightFileError(f"tensor {name!r:.80} is {value.name}: only dense tensors of plain numbers are read.")
-    tensors = {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    if others := sorted(str(name)[:80] for name in found.keys() - tensors.keys()):
-        logger.warning("passed over what is no tensor: %s", ", ".join(map(repr, others[:8])))
-    return file.arrays(tensors)
-
-
-def _refuse_ema(arrays: dict[str, np.ndarray], ema: bool) -> dict[str, np.ndarray]:
-    if ema:
-        raise WeightFileError(
-            "it holds one set of weights, without an average beside it: read it without asking for EMA."
-        )
-    return arrays
-
-
-def _unwrap(content: Any, containers: tuple[str, ...], depth: int = 4) -> dict[Any, Any] | None:
-    """The dictionary of tensors in a checkpoint, or None."""
-    if not isinstance(content, dict) or not depth:
-        return None
-    for key in containers:
-        if (found := _unwrap(content.get(key), containers, depth - 1)) is not None:
-            return found
-    return content if 2 * sum(map(_is_tensor, content.values())) > len(content) else None
-
-
-def _is_tensor(value: Any) -> bool:
-    """Whether it was a tensor when it was saved, of whatever kind."""
-    return isinstance(value, Tensor) or (isinstance(value, Inert) and value.name.startswith(TENSOR_KINDS))
-
-
-def _averaged(content: Any) -> dict[Any, Any] | None:
-    """The dictionary of averaged tensors in a checkpoint, or None."""
-    inner = [content.get(key) for key in EMA_CONTAINERS] if isinstance(content, dict) else []
-    return next(
-        (found for value in inner if (found := _unwrap(value, (*EMA_CONTAINERS, *CONTAINERS))) is not None), None
-    )
-
-
-def _describe(content: Any) -> str:
-    if isinstance(content, dict):
-        return f"a dictionary with the keys {sorted(str(key)[:40] for key in content)[:8]}"
-    return f"a {type(content).__name__}"

@@ -1,7 +1,6 @@
-"""PyTorch's files, zip and legacy, to `{name: array}` in place, without PyTorch.
+"""PyTorch's files, zip and legacy, and plain pickles, to `{name: array}` in place, without PyTorch.
 
-The pickle in them is read by `pickles.py`, names in it are looked up in `torch_names.py`, and the arrays returned are
-views of the file.
+The pickle in them is read in the room `pickled`, and the arrays returned are views of the file.
 """
 
 import dataclasses
@@ -11,26 +10,41 @@ from typing import Any
 import numpy as np
 
 from resnet_jax.weights.errors import WeightFileError
-from resnet_jax.weights.files import archive
-from resnet_jax.weights.files.opcodes import run
-from resnet_jax.weights.files.pickles import SPARE, Budget, Pickle
-from resnet_jax.weights.files.torch_names import Storage, StorageType, Tensor, find_global
+from resnet_jax.weights.files import archive, containers
+from resnet_jax.weights.files.pickled import opcodes
+from resnet_jax.weights.files.pickled.numpy_arrays import is_array, read_array
+from resnet_jax.weights.files.pickled.pickles import MAX_NAME, Budget, Pickle
+from resnet_jax.weights.files.pickled.torch_names import Storage, StorageType, Tensor, find_global
 
 # The first pickle of a legacy file, and the version in the second.
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
+# How a member of a zip is called that is none of torch.save's -> what such a zip is.
+OTHER_ZIPS = {
+    (
+        "/constants.pkl",
+        ".py",
+    ): "a TorchScript program: where PyTorch is, torch.save(torch.jit.load(FILE).state_dict(), NEW)",
+    (
+        "archive_format",
+    ): "a program of torch.export: where PyTorch is, torch.save(torch.export.load(FILE).state_dict, NEW)",
+    (".npy",): "a .npz: safetensors.numpy.save_file(dict(numpy.load(FILE)), NEW)",
+    (".weights.h5",): "a model of Keras's, where PyTorch's files and safetensors are read",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class TorchFile:
-    """A file of PyTorch's, its pickle read and its tensors not yet.
+    """A file of PyTorch's or a plain pickle, read without its tensors.
 
     Attributes:
-      content: what was saved; tensors in it are `Tensor`s.
+      content: what was saved; tensors in it are `Tensor`s, arrays of NumPy are `Inert`.
       arrays: gives `{name: array}` of some of them, as views of the file.
+      unknown: names of what was passed over, since no table has them.
     """
 
     content: Any
-    arrays: Callable[[Mapping[str, Tensor]], dict[str, np.ndarray]]
+    arrays: Callable[[Mapping[str, Any]], dict[str, np.ndarray]]
+    unknown: frozenset[str] = frozenset()
 
 
 def read_zip(data: memoryview) -> TorchFile:
@@ -43,7 +57,7 @@ def read_zip(data: memoryview) -> TorchFile:
     folder = _folder(members)
     pickled = members[f"{folder}data.pkl"]
     archive.check_sums(data, [pickled])
-    if (order := members.get(f"{folder}byteorder")) and bytes(data[order.start :][: order.size]) != b"little":
+    if (order := members.get(f"{folder}byteorder")) and data[order.start :][: order.size] != b"little":
         raise WeightFileError("it was saved on a big-endian machine, which is not read.")
 
     def find(storage: Storage) -> archive.Member:
@@ -60,16 +74,13 @@ def read_zip(data: memoryview) -> TorchFile:
         find(storage)
         return storage
 
-    def arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        found = {name: find(tensor.storage) for name, tensor in tensors.items()}
+    def arrays(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        found = {name: find(tensor.storage) for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
         archive.check_sums(data, found.values())
-        return {
-            name: _array(name, tensor, data[found[name].start :][: found[name].size])
-            for name, tensor in tensors.items()
-        }
+        return _arrays(tensors, {name: data[member.start :][: member.size] for name, member in found.items()}, data)
 
-    machine = Pickle(data[pickled.start :][: pickled.size], 0, find_global(len(data)), load_storage, _budget(data))
-    return TorchFile(run(machine), arrays)
+    machine = _machine(data[pickled.start :][: pickled.size], load_storage, len(data))
+    return TorchFile(_run(machine), arrays, frozenset(machine.unknown))
 
 
 def read_record(data: memoryview, name: str) -> str:
@@ -86,11 +97,11 @@ def read_record(data: memoryview, name: str) -> str:
     return bytes(data[member.start :][: member.size]).decode()
 
 
-def read_legacy(data: memoryview) -> TorchFile:
-    """Reads what `torch.save` wrote before PyTorch 1.6: pickles in a row, then the storages' bytes. No checksums.
+def read_pickle(data: memoryview) -> TorchFile:
+    """Reads what `pickle.dump` wrote, or `torch.save` before PyTorch 1.6: pickles in a row, then bytes. No checksums.
 
     Raises:
-      WeightFileError: it is damaged, hostile, or another kind of pickle.
+      WeightFileError: it is damaged, hostile, or of other things than a dictionary.
     """
     storages: dict[str, Storage] = {}
 
@@ -101,49 +112,62 @@ def read_legacy(data: memoryview) -> TorchFile:
             raise WeightFileError(f"storage {storage.key[:80]!r} is said to have two sizes: it is damaged.")
         return storage if view is None else _view(storage, view)
 
-    machine = Pickle(data, 0, find_global(len(data)), load_storage, _budget(data))
-    if run(machine) != MAGIC:
-        raise WeightFileError("it is a pickle, but not one that torch.save wrote.")
-    version, system = _next(machine), _next(machine)
+    machine = _machine(data, load_storage, len(data))
+    content = _run(machine)
+    if isinstance(content, dict):
+        if machine.position != len(data) or storages:
+            raise WeightFileError("it is a pickle with more behind it, and torch.save did not write it.")
+        places: dict[str, int] = {}
+    elif content == MAGIC:
+        content, places = _legacy(machine, data, storages)
+    else:
+        raise WeightFileError("it is a pickle, but not one that torch.save wrote, nor a dictionary.")
+
+    def arrays(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        found = {name: tensor.storage for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+        spans = {name: data[places[storage.key] :][: storage.end] for name, storage in found.items()}
+        return _arrays(tensors, spans, data)
+
+    return TorchFile(content, arrays, frozenset(machine.unknown))
+
+
+def _legacy(machine: Pickle, data: memoryview, storages: Mapping[str, Storage]) -> tuple[Any, dict[str, int]]:
+    """What was saved, and where its storages begin, in a file of which the machine has read the first pickle."""
+    version, system = _run(machine), _run(machine)
     if version != VERSION or not isinstance(system, dict) or system.get("little_endian") is not True:
         raise WeightFileError("it is of a version, or of a big-endian machine, that is not read.")
-    content, keys = _next(machine), _next(machine)
-    places = _places(data, machine.position, keys, storages)
-
-    def arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        return {
-            name: _array(name, tensor, data[places[tensor.storage.key] :][: tensor.storage.end])
-            for name, tensor in tensors.items()
-        }
-
-    return TorchFile(content, arrays)
+    content, keys = _run(machine), _run(machine)
+    return content, _places(data, machine.position, keys, storages)
 
 
 def _folder(members: Iterable[str]) -> str:
     """The one folder in the zip that PyTorch puts everything in, with its slash."""
     names = [name for name in members if name == "data.pkl" or (name.endswith("/data.pkl") and name.count("/") == 1)]
-    if any(name.endswith(("/constants.pkl", ".py")) for name in members):
-        raise WeightFileError(
-            "it is a TorchScript program: where PyTorch is, torch.save(torch.jit.load(FILE).state_dict(), NEW)."
-        )
+    for endings, said in OTHER_ZIPS.items():
+        if any(name.endswith(endings) for name in members):
+            raise WeightFileError(f"it is {said}.")
     if len(names) != 1:
         raise WeightFileError(f"it is a zip with {len(names)} members data.pkl, where torch.save makes one.")
     return names[0].removesuffix("data.pkl")
 
 
-def _budget(data: memoryview) -> Budget:
-    return Budget(len(data) + SPARE)
+def _machine(pickled: memoryview, load_persistent: Callable[[Any], Any], file_size: int) -> Pickle:
+    budget = Budget(file_size)
+    return Pickle(pickled, 0, find_global(budget), load_persistent, budget)
 
 
-def _next(machine: Pickle) -> Any:
+def _run(machine: Pickle) -> Any:
+    """The value of the next pickle, in which names that no table has are where no weights are."""
     machine.memo.clear()
-    return run(machine)
+    value = opcodes.run(machine)
+    containers.refuse_unknown(value, machine)
+    return value
 
 
 def _storage(identity: Any, most: int) -> tuple[Storage, Any]:
     """A storage from its persistent id: ('storage', type, key, location, count), in legacy files and a view of it."""
-    match identity:
-        case ("storage", StorageType() as kind, str() as key, str(), int() as count, *rest) if len(rest) <= most - 5:
+    match identity if isinstance(identity, tuple) and len(identity) <= most else None:
+        case ("storage", StorageType() as kind, str() as key, str(), int() as count, *rest) if len(key) <= MAX_NAME:
             if not 0 <= count < 1 << 62:
                 raise WeightFileError(f"storage {key[:80]!r} is said to have a number of elements that none can have.")
             return Storage(key, kind, 0, count), rest[0] if rest else None
@@ -179,11 +203,25 @@ def _places(data: memoryview, position: int, keys: Any, storages: Mapping[str, S
     return places
 
 
-def _array(name: str, tensor: Tensor, data: memoryview) -> np.ndarray:
+def _arrays(tensors: Mapping[str, Any], spans: Mapping[str, memoryview], data: memoryview) -> dict[str, np.ndarray]:
+    """The arrays of tensors, whose storages are `spans` of the file, and of NumPy's arrays."""
+    copies = Budget(len(data))
+    known: dict[int, np.ndarray] = {}  # by identity: what was saved under two names is copied once
+    for name, tensor in tensors.items():
+        try:
+            if id(tensor) not in known:
+                read = read_array(tensor, copies) if is_array(tensor) else _array(tensor, spans[name], copies)
+                known[id(tensor)] = read
+        except WeightFileError as error:
+            raise WeightFileError(f"tensor {name[:80]!r}: {error}") from error
+    return {name: known[id(tensor)] for name, tensor in tensors.items()}
+
+
+def _array(tensor: Tensor, data: memoryview, copies: Budget) -> np.ndarray:
     """A view of the bytes of the tensor's storage. NumPy checks once more that it stays within them."""
     item = tensor.dtype.itemsize
     try:
-        return np.ndarray(
+        array: np.ndarray = np.ndarray(
             tensor.size,
             tensor.dtype,
             buffer=data,
@@ -191,4 +229,10 @@ def _array(name: str, tensor: Tensor, data: memoryview) -> np.ndarray:
             strides=[stride * item for stride in tensor.stride],
         )
     except (ValueError, TypeError, OverflowError) as error:
-        raise WeightFileError(f"tensor {name[:80]!r} does not fit its storage ({error}).") from error
+        raise WeightFileError(f"it does not fit its storage ({error}).") from error
+    if tensor.conj or tensor.neg:
+        copies.spend(array.nbytes)
+        array = np.negative(array) if tensor.neg else array
+        array = np.conjugate(array) if tensor.conj else array
+        array.flags.writeable = False
+    return array

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from resnet_jax.weights.errors import WeightFileError
-from resnet_jax.weights.files.torch_names import NAMES, StorageType
+from resnet_jax.weights.files.pickled.torch_names import NAMES, StorageType
 
 # NumPy's dtype -> PyTorch's class of storages.
 STORAGES = {

@@ -1,6 +1,7 @@
 """The names that a checkpoint's pickle may use, and what each stands for: a record of ours, never the thing itself.
 
-Whatever is not in `NAMES` is refused. To admit a name, add it to the row that says how it is to be read.
+Whatever is not in `NAMES` is `Unknown`, which `containers.py` refuses outside of the places where no weights are. To
+admit a name, add it to the row that says how it is to be read.
 """
 
 import dataclasses
@@ -13,8 +14,9 @@ import ml_dtypes
 import numpy as np
 
 from resnet_jax.weights.errors import WeightFileError
-from resnet_jax.weights.files.pickles import Global, Inert, kind, set_items
+from resnet_jax.weights.files.pickled.pickles import Budget, Global, Inert, Unknown, kind, set_items, shown
 
+BITS = ("conj", "neg")
 MAX_AXES = 32  # NumPy's oldest limit, and far more than any weight has
 
 
@@ -48,30 +50,39 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
-    """A tensor that has been checked to lie within its storage; offset and strides count elements."""
+    """A tensor that has been checked to lie within its storage; offset and strides count elements.
+
+    With `conj` or `neg` its numbers are the conjugate or negative ones of those in the storage. `beside` are attributes
+    that were saved with it.
+    """
 
     storage: Storage
     dtype: np.dtype
     offset: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
+    conj: bool = False
+    neg: bool = False
+    beside: tuple[Any, ...] = dataclasses.field(default=(), repr=False)
 
 
-def find_global(file_size: int) -> Callable[[str, str], Any]:
-    """A function from (module, name) to what is meant, for a file of `file_size` bytes.
-
-    It raises `WeightFileError` for a name that is not in the table.
-    """
-    rebuilders = {name: Global(name, functools.partial(build, file_size)) for name, build in TENSORS.items()}
+def find_global(budget: Budget) -> Callable[[str, str], Any]:
+    """A function from (module, name) to what is meant, `Unknown` if that is in no table, for a file with a budget."""
+    rebuilders = {name: Global(name, functools.partial(build, budget.file_size)) for name, build in TENSORS.items()}
 
     def find(module: str, name: str) -> Any:
         full = f"{module}.{name}"
-        return rebuilders.get(full) or NAMES.get(full) or _refuse(full)
+        return rebuilders.get(full) or NAMES.get(full) or Unknown(full)
 
     return find
 
 
-def _refuse(full: str) -> NoReturn:
+def refuse(full: str) -> NoReturn:
+    """Says why a name is not read.
+
+    Raises:
+      WeightFileError: always.
+    """
     save = "Where PyTorch is, and if you trust the file, save the weights alone: torch.save(model.state_dict(), NEW)."
     if full.startswith(("torch.nn.modules.", "torchvision.models.", "timm.models.", "torch.nn.parallel.")):
         raise WeightFileError(f"a whole model is pickled in it ({full[:80]!r}), where only weights are read. {save}")
@@ -85,19 +96,33 @@ def _refuse(full: str) -> NoReturn:
 
 
 def _tensor(file_size: int, args: tuple[Any, ...]) -> Tensor | Inert:
-    """Arguments (storage, offset, size, stride, ...) of `_rebuild_tensor` and `_rebuild_tensor_v2`."""
+    """Arguments (storage, offset, size, stride, needs gradients, hooks, bits) of `_rebuild_tensor_v2`, or the first."""
     match args:
-        case (Storage() as storage, offset, size, stride, *_):
+        case (Storage() as storage, offset, size, stride) | (Storage() as storage, offset, size, stride, _, _):
             return _checked(storage, storage.type, offset, size, stride, file_size)
+        case (Storage() as storage, offset, size, stride, _, _, bits):
+            return _with_bits(_checked(storage, storage.type, offset, size, stride, file_size), bits)
     raise WeightFileError("its pickle makes a tensor from something that is no storage: it is damaged.")
 
 
 def _tensor_v3(file_size: int, args: tuple[Any, ...]) -> Tensor | Inert:
-    """Those of `_rebuild_tensor_v3`, whose storage is of bytes, and whose seventh argument is the dtype."""
+    """Those of `_rebuild_tensor_v3`, whose storage is of bytes, and which have the dtype before the bits."""
     match args:
-        case (Storage() as storage, offset, size, stride, _, _, StorageType() as type_, *_):
-            return _checked(storage, type_, offset, size, stride, file_size)
+        case (Storage() as storage, offset, size, stride, _, _, StorageType() as type_, *bits) if len(bits) < 2:
+            return _with_bits(_checked(storage, type_, offset, size, stride, file_size), *bits)
     raise WeightFileError("its pickle makes a tensor from something that is no storage: it is damaged.")
+
+
+def _with_bits(tensor: Tensor | Inert, bits: Any = None) -> Tensor | Inert:
+    """The tensor with its bits, `{"conj": True}` or `{"neg": True}`: its numbers change when they are read."""
+    if not bits or isinstance(tensor, Inert):
+        return tensor
+    if not isinstance(bits, dict) or not all(k in BITS and isinstance(v, bool) for k, v in bits.items()):
+        said = sorted(shown(key)[:40] for key in bits)[:8] if isinstance(bits, dict) else kind(bits)
+        raise WeightFileError(f"its pickle says of a tensor {said}, where PyTorch says {' or '.join(BITS)} at most.")
+    if bits.get("neg") and tensor.dtype == bool:
+        raise WeightFileError("its pickle has a negative tensor of bool, which PyTorch does not have: it is damaged.")
+    return dataclasses.replace(tensor, **bits)
 
 
 def _checked(
@@ -110,7 +135,8 @@ def _checked(
         raise WeightFileError(
             "its pickle has a tensor with a size, stride or offset that none can have: it is damaged."
         )
-    count = math.prod(size)
+    # Looked at before the product, which of many sizes is a number of as many digits.
+    count = math.prod(size) if len(size) <= MAX_AXES else 0
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if count else -1
     item = type_.dtype.itemsize
     if len(size) > MAX_AXES or (last + 1) * item > storage.nbytes:
@@ -128,15 +154,19 @@ def _parameter(file_size: int, args: tuple[Any, ...]) -> Tensor | Inert:
     """Arguments (tensor, requires_grad, ...) of `_rebuild_parameter`."""
     if not args or not isinstance(args[0], Tensor | Inert):
         raise WeightFileError("its pickle makes a parameter of something that is no tensor: it is damaged.")
-    return args[0]
+    return _beside(args[0], args[3:])
 
 
 def _subclass(file_size: int, args: tuple[Any, ...]) -> Tensor | Inert:
-    """Arguments (function, type, its arguments, ...) of `_rebuild_from_type_v2`: a tensor with attributes."""
+    """Arguments (function, type, its arguments, attributes) of `_rebuild_from_type_v2`: a tensor with attributes."""
     match args:
         case (Global() as function, Global(), tuple() as arguments, *_) if function.name in PLAIN_TENSORS:
-            return TENSORS[function.name](file_size, arguments)
+            return _beside(TENSORS[function.name](file_size, arguments), args[3:])
     raise WeightFileError("its pickle makes a tensor in a way that torch.save does not: it is damaged.")
+
+
+def _beside(tensor: Tensor | Inert, attributes: tuple[Any, ...]) -> Tensor | Inert:
+    return dataclasses.replace(tensor, beside=attributes) if isinstance(tensor, Tensor) and attributes else tensor
 
 
 TENSORS: dict[str, Callable[[int, tuple[Any, ...]], Any]] = {
@@ -173,7 +203,7 @@ def _size(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _inert(full: str) -> Global:
-    return Global(full, lambda args: Inert(full))
+    return Global(full, lambda args: Inert(full, [args]))
 
 
 # PyTorch's name of a type of elements, as in FloatStorage, and of the dtype -> NumPy's dtype.
@@ -225,7 +255,8 @@ _INERTS = """
     numpy.core.multiarray.scalar numpy._core.multiarray.scalar
     numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct
     numpy.core.numeric._frombuffer numpy._core.numeric._frombuffer
-    numpy.ndarray numpy.dtype numpy.bool numpy.bool_ numpy.float16 numpy.float32 numpy.float64
+    numpy.ndarray numpy.memmap numpy.dtype ml_dtypes.bfloat16
+    numpy.bool numpy.bool_ numpy.float16 numpy.float32 numpy.float64
     numpy.int8 numpy.int16 numpy.int32 numpy.int64 numpy.uint8 numpy.uint16 numpy.uint32 numpy.uint64
     numpy.dtypes.Float16DType numpy.dtypes.Float32DType numpy.dtypes.Float64DType numpy.dtypes.BoolDType
     numpy.dtypes.Int8DType numpy.dtypes.Int16DType numpy.dtypes.Int32DType numpy.dtypes.Int64DType
