@@ -100,7 +100,7 @@ def test_what_reads_back_differently_is_exit_code_1(weights, tmp_path, capsys, m
         (["convert", "{x}", "--model=cifar_resnet20", "--out={x}"], "give --force"),
         (["convert", "{x}", "--ema", "--out={dir}/y.pth"], "one set of weights"),
         (["convert", "{dir}/none.pth", "--model=resnet18", "--out={dir}/y"], "no such file"),
-        (["convert", "{dir}", "--model=resnet18", "--out={dir}/y"], "and is of no run"),
+        (["convert", "{dir}", "--model=resnet18", "--out={dir}/y"], "those of cifar_resnet20"),
         (["list", "vgg*"], "no network matches 'vgg*'"),
         (["verify", "resnet5"], "did you mean resnet50"),
         (["verify", "resnet18", "--sizes=224"], "'224' is no size"),
