@@ -19,8 +19,8 @@ from resnet_jax.weights.files.pickled.torch_names import MAX_AXES
 logger = logging.getLogger(__name__)
 
 COLLECTIONS = ("params", "batch_stats")
-# By this leaf Flax's names are told from PyTorch's, which have `weight` where Flax has it.
-LEAF = "kernel"
+# By these leaves Flax's names are told from PyTorch's, where a layer of blurring may have a kernel, too.
+LEAF, TORCH_LEAF = "kernel", "weight"
 # Dictionaries in dictionaries; a ResNet's variables have six.
 DEPTH = 32
 # Bytes of memory that a value may cost, at most, without what it holds.
@@ -54,7 +54,8 @@ def looks_like_msgpack(head: bytes) -> bool:
 
 def has_flax_names(names: Iterable[str]) -> bool:
     """Whether tensors of a flat file are Flax's."""
-    return any(name.replace("/", ".").split(".")[-1] == LEAF for name in names)
+    leaves = {name.replace("/", ".").rpartition(".")[2] for name in names}
+    return LEAF in leaves and TORCH_LEAF not in leaves
 
 
 def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

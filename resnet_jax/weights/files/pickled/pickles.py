@@ -42,7 +42,7 @@ class Budget:
     def spend(self, cost: int) -> None:
         self.left -= cost
         if self.left < 0:
-            raise WeightFileError("its pickle would need much more memory than the file is large: it is no checkpoint.")
+            raise WeightFileError("reading it would need much more memory than the file is large: it is no checkpoint.")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -225,6 +225,8 @@ def decoded(data: memoryview, codec: str) -> str:
     try:
         if codec == "escape":
             return unescaped(data).decode("latin-1")
+        if codec == "raw-unicode-escape":  # by its function, for Python looks up a codec of this name by an import
+            return codecs.raw_unicode_escape_decode(data)[0]
         return str(data, codec, "surrogatepass" if codec == "utf-8" else "strict")
     except UnicodeDecodeError as error:
         raise WeightFileError(f"its pickle has a text that is not {codec.upper()}: it is damaged.") from error
