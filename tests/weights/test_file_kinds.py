@@ -272,6 +272,13 @@ def test_strange_objects_anywhere_else_are_refused_by_name(tmp_path, content):
         load_state_dict(path)
 
 
+def test_what_holds_itself_is_looked_through_once(tmp_path):
+    circle = [Kind]
+    circle[:] = [circle, {"again": circle}]
+    path = written(tmp_path / "x.ckpt", {"state_dict": ONE, "args": Loss(), "graph": circle})
+    assert_same(load_state_dict(path), ONE)
+
+
 def test_an_object_with_attributes_of_strange_kinds_is_looked_through(tmp_path):
     """In what is remembered of a known name, and in the attributes of a parameter."""
     namespace = call("argparse.Namespace") + b"}" + text("f") + named("mine.Loss") + b"sb"

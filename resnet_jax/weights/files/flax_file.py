@@ -126,6 +126,12 @@ class _Reader:
         self.position += count
         return found
 
+    def byte(self) -> int:
+        if self.position == len(self.data):
+            raise WeightFileError("its msgpack is cut short.")
+        self.position += 1
+        return self.data[self.position - 1]
+
     def number(self, layout: str) -> Any:
         return struct.unpack(">" + layout, self.take(struct.calcsize(layout)))[0]
 
@@ -144,7 +150,7 @@ class _Reader:
         if not depth:
             raise WeightFileError(f"its msgpack has containers in containers, more than {DEPTH}: it is damaged.")
         self.budget.spend(COST)
-        code = self.number("B")
+        code = self.byte()
         if code < 0x80 or code >= 0xE0:
             return code if code < 0x80 else code - 0x100
         if code in CONSTANTS:
@@ -161,7 +167,7 @@ class _Reader:
                 return self.text(size)
             case "bytes":
                 return self.take(size)
-        return _extension(self.number("B"), self.take(size), self.budget)
+        return _extension(self.byte(), self.take(size), self.budget)
 
     def kind_and_size(self, code: int) -> tuple[str, int]:
         if code in SIZED:
