@@ -14,6 +14,7 @@ from tests.helpers.growing_files import GROWING
 SIZE, SECONDS = 200_000, 1.9
 SIZES = {
     "a tensor of many axes": 600_000,
+    "tuples of one hash as keys": 300_000,
     "many arguments of a harmless name": 20_000,
     "one long tuple as a key again and again": 40_000,
 }

@@ -212,6 +212,8 @@ def _plain(key: Any) -> Any:
 
 def kind(value: Any) -> str:
     """What to call a value in a message."""
+    if isinstance(value, Long):
+        return f"{'text' if value.codec else 'string'} of {len(value.data)} bytes"
     return repr(value.name[:80]) if isinstance(value, Global | Inert) else type(value).__name__
 
 
