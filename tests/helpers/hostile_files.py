@@ -41,10 +41,21 @@ def central(data, offset, layout, value, entry=0):
     return data[: place + offset] + struct.pack(layout, value) + data[place + offset + struct.calcsize(layout) :]
 
 
-def end(data, offset, layout, value):
-    """`data` with a field of the end of the zip directory changed."""
+def end(data, offset, layout, *values):
+    """`data` with fields of the end of the zip directory changed."""
     place = data.rindex(b"PK\x05\x06") + offset
-    return data[:place] + struct.pack(layout, value) + data[place + struct.calcsize(layout) :]
+    return data[:place] + struct.pack(layout, *values) + data[place + struct.calcsize(layout) :]
+
+
+def extra(field):
+    """A zip whose last entry in the directory has an extra field."""
+    data = zipped(GOOD)
+    place = data.rindex(b"PK\x05\x06")
+    last = data.rindex(b"PK\x01\x02")
+    size = struct.unpack_from("<L", data, place + 12)[0]
+    data = data[:place] + field + data[place:]
+    data = data[: last + 30] + struct.pack("<H", len(field)) + data[last + 32 :]
+    return end(data, 12, "<L", size + len(field))
 
 
 def local(data, offset, layout, value):
@@ -109,6 +120,17 @@ def nested_tuple(depth):
 def collisions(count):
     """Integers that all have one hash."""
     return b"}(" + b"".join(number((1 << 61) * 8 * i - 8 * i) + b"N" for i in range(100, 100 + count)) + b"u"
+
+
+def plain(value):
+    """What pickle.dump writes."""
+    return pickled(value)
+
+
+def flax_array(shape, dtype=b"\xa7float32", contents=b"\xc4\x04" + bytes(4), more=b""):
+    """An array in Flax's msgpack."""
+    inner = b"\x93" + shape + dtype + contents + more
+    return b"\xc7" + bytes([len(inner)]) + b"\x01" + inner
 
 
 class Eval:
@@ -273,10 +295,10 @@ HOSTILE = {
     ),
     "compressed, says the header": (local(zipped(GOOD), 8, "<H", 8), "is compressed"),
     "another size in the directory": (central(zipped(GOOD), 24, "<L", 1 << 30), "is compressed"),
-    "sizes beyond the file": (central(central(zipped(GOOD), 24, "<L", 1 << 30), 20, "<L", 1 << 30), "contradict"),
+    "sizes beyond the file": (central(central(zipped(GOOD), 24, "<L", 1 << 30), 20, "<L", 1 << 30), "lies over"),
     "another checksum in the directory": (central(zipped(GOOD), 16, "<L", 1), "contradict"),
     "a header outside of the file": (central(zipped(GOOD), 42, "<L", 1 << 30), "outside of the file"),
-    "a header that is none": (central(zipped(GOOD), 42, "<L", 7), "contradict|compressed|encrypted"),
+    "a header that is none": (central(zipped(GOOD), 42, "<L", 7), "contradict|compressed|encrypted|lies over another"),
     "members over each other": (overlapping(), "lies over another one"),
     "fewer entries than there are": (end(end(zipped(GOOD), 8, "<H", 2), 10, "<H", 2), "fewer entries"),
     "more entries than there are": (end(end(zipped(GOOD), 8, "<H", 9), 10, "<H", 9), "damaged"),
@@ -296,6 +318,85 @@ HOSTILE = {
     "a zip of other things": (zipped(GOOD, folder="a/b/"), "0 members data.pkl"),
     "a program of TorchScript": (zipped(GOOD, {"constants.pkl": b"", "code/x.py": b""}), "a TorchScript program"),
     "big-endian": (patched(zipped(GOOD), b"little", b"bigbig", 9), "big-endian"),
+    "two pickles whose names differ in case": (
+        zipped(GOOD, {"DATA.pkl": pickled(call("os.system", TOUCH)), **DATA}),
+        "called alike, 'archive/data.pkl' and 'archive/DATA.pkl'",
+    ),
+    "two storages whose names differ in case": (zipped(GOOD, {**DATA, "Data/0": bytes(24)}), "called alike"),
+    **{
+        f"a 64-bit end that contradicts the other one at byte {at}": (
+            end(wide_end(), at, layout, *value), "64-bit end of its zip directory contradicts|contradicts the file",
+        )
+        for at, layout, value in ((8, "<2H", (5, 5)), (12, "<L", (7,)), (16, "<L", (7,)))
+    },
+    "a 64-bit field twice": (extra(struct.pack("<2HQ", 1, 8, 24) * 2), "lie over each other"),
+    "an extra field beyond the others": (extra(struct.pack("<2H", 9, 1)), "lie over each other"),
+    "a 64-bit field for what stands in 32 bits": (extra(struct.pack("<2HQ", 1, 8, 99)), "two values for a number"),
+    "a member on another disk": (central(zipped(GOOD), 34, "<H", 1), "entry of its zip directory is damaged"),
+    "a member without contents over another one": (
+        central(zipped(GOOD, {**DATA, "data/1": b""}), 42, "<L", 0, entry=3), "lies over another one",
+    ),
+    # plain pickles, of every protocol, and objects of other programs
+    "a plain pickle that calls under its weights": (
+        plain(mapping(w=call("os.system", TOUCH), v=tensor())), "names 'os.system'|torch.save did not write it",
+    ),
+    "calls in a section without weights": (
+        zipped(mapping(hyper_parameters=call("os.system", TOUCH))), "holds a dictionary with the keys",
+    ),
+    "calls in the weights and in a section": (
+        zipped(mapping(args=named("os.system") + b"q\x00", w=tensor(), v=b"h\x00" + b"(" + TOUCH + b"tR")),
+        "names 'os.system'",
+    ),
+    "calls among the weights of a section's name": (
+        zipped(mapping(w=tensor(), v=tensor(), args=named("os.system"))), "names 'os.system'",
+    ),
+    "an unknown name that swallows the weights": (
+        zipped(call("a.B") + text("w") + tensor() + b"s(" + text("v") + tensor() + b"u"), "names 'a.B'",
+    ),
+    "a tensor made of an unknown name": (
+        zipped(mapping(w=call("torch._utils._rebuild_tensor_v2", named("a.B"), number(0), b")", b")"))), "names 'a.B'",
+    ),
+    "a memo index below 0": (b"(dp-1\n.", "a number that none can have"),
+    "a memo index of 90 digits": (b"(dp" + b"9" * 90 + b"\n.", "a number that none can have"),
+    "a number of 200 digits": (b"(dI" + b"9" * 200 + b"\n.", "a line that is no number"),
+    "a number of letters": (b"(dFx\n.", "a line that is no number"),
+    "a text without quotes": (b"(dSab\n.", "a text without quotes"),
+    "a text of one quote": (b"(dS'\n.", "a text without quotes"),
+    "a text with an escape that is none": (b"(dS'\\q'\n.", "an escape that Python does not write"),
+    "a text with half an escape": (b"(dV\\u12\n.", "a text that is not RAW-UNICODE-ESCAPE"),
+    "a persistent id in a line": (b"(dPharm\n.", "opcode 0x50"),
+    "a buffer that is not in the file": (plain(b"\x97"), "opcode 0x97"),
+    "a key without a value": (plain(b"}(" + text("a") + b"u"), "a key without a value"),
+    "a name of a tensor of 5000 bytes": (plain(mapping(**{"a" * 5000: tensor()})), "a name of 5000 bytes"),
+    "a very long global": (plain(text("a" * 400) + text("b" * 400) + b"\x93"), "a very long one"),
+    "a storage of a long key": (zipped(mapping(w=tensor(storage(key="0" * 600)))), "names a storage in a way"),
+    "two plain pickles": (plain(b"}") * 2, "a pickle with more behind it"),
+    # Flax's msgpack that lies
+    **{
+        f"msgpack {name}": (b"\x81\xa6params" + value, said)
+        for name, value, said in (
+            ("of an array of another size", flax_array(b"\x92\x02\x03"), "is not as Flax writes it"),
+            ("of an array of a negative size", flax_array(b"\x92\xff\xff"), "is not as Flax writes it"),
+            ("of an array of many axes", flax_array(b"\xdc\x00\x28" + b"\x01" * 40), "is not as Flax writes it"),
+            ("of an array of objects", flax_array(b"\x91\x01", b"\xa6object", b"\xc4\x08" + bytes(8)), "is not as"),
+            ("of an array with more in it", flax_array(b"\x91\x01", more=b"\xc0"), "is not as Flax writes it"),
+            ("of an array in an array", b"\xc7\x03\x01\x91\x91\xc0", "is not as Flax writes it"),
+            ("that is deep", b"\x81\xa1a" * 100_000, "containers in containers"),
+            ("of lists that are deep", b"\x91" * 100_000, "containers in containers"),
+            ("of a map said to be large", b"\xdf\xff\xff\xff\xff", "is cut short"),
+            ("of a list said to be large", b"\xdd\xff\xff\xff\xff", "is cut short"),
+            ("of contents said to be large", b"\xc6\xff\xff\xff\xff", "is cut short"),
+            ("of a text said to be large", b"\xdb\xff\xff\xff\xff", "longer than any name"),
+            ("of a text that is none", b"\xa1\xff", "not UTF-8"),
+            ("of a number as a key", b"\x81\x01\x01", "a key that is no text"),
+            ("of one key twice", b"\x82\xa1a\x80\xa1a\x80", "stands there twice"),
+            ("of a byte that is none", b"\xc1", "the byte 0xc1"),
+            ("with more behind it", b"\x80\x80", "does not end like it"),
+            ("of a number for the parameters", b"\x03", "'params' is a int"),
+            ("of an unknown extension", b"\xd4\x07\x00", "'params' is a NoneType"),
+            ("of many empty maps", b"\xdd\x00\x04\x93\xe0" + b"\x80" * 300_000, "much more memory"),
+        )
+    },
     # legacy files that lie
     "legacy with another magic": (legacy(GOOD, magic=pickled(number(3))), "not one that torch.save wrote"),
     "legacy of another version": (legacy(GOOD, version=7), "of a version"),

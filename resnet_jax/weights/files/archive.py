@@ -54,17 +54,16 @@ def read_directory(data: memoryview) -> dict[str, Member]:
       WeightFileError: it is cut short, its directory contradicts the members, or a member is encrypted or compressed.
     """
     start, end, count = _directory_span(data)
-    members: dict[str, Member] = {}
-    for entry in _entries(data, start, end, count):
-        if entry.name in members:
-            raise WeightFileError(f"two members of its zip are called {entry.name[:80]!r}: it is no file of PyTorch's.")
-        members[entry.name] = _member(data, entry, start)
-    position = 0
-    for name, member in sorted(members.items(), key=lambda item: item[1].start):
-        if member.size and member.start < position:
-            raise WeightFileError(f"the member {name[:80]!r} of its zip lies over another one: it is damaged.")
-        position = max(position, member.start + member.size)
-    return members
+    entries = list(_entries(data, start, end, count))
+    names: dict[str, str] = {}
+    for entry in entries:
+        name = entry.name.lower()  # by which PyTorch looks for a member, so that it could take either of two
+        if name in names:
+            both = f"{names[name][:80]!r} and {entry.name[:80]!r}"
+            raise WeightFileError(f"two members of its zip are called alike, {both}: it is no file of PyTorch's.")
+        names[name] = entry.name
+    _refuse_overlaps(data, entries)
+    return {entry.name: _member(data, entry, start) for entry in entries}
 
 
 def check_sums(data: memoryview, members: Iterable[Member]) -> None:
@@ -100,14 +99,18 @@ def _directory_span(data: memoryview) -> tuple[int, int, int]:
     if found < 0:
         raise WeightFileError("its zip directory is missing: it is cut short; download it again.")
     end = len(data) - len(tail) + found
-    _, disk, first_disk, here, count, size, start, comment = _unpack("<4s4H2LH", data, end)
+    _, disk, first_disk, *narrow, comment = _unpack("<4s4H2LH", data, end)
+    here, count, size, start = narrow
     if disk or first_disk or here != count or end + 22 + comment != len(data):
         raise WeightFileError("the end of its zip directory contradicts the file: it is damaged.")
     if bytes(data[max(end - 20, 0) : max(end - 16, 0)]) == LOCATOR_64:
         _, disk, position, disks = _unpack("<4sLQL", data, end - 20)
         signature, length, _, _, disk, first_disk, here, count, size, start = _unpack("<4sQ2H2L4Q", data, position)
+        # What fits the fields of 16 and 32 bits stands in them, too.
+        fits = zip(narrow, (here, count, size, start), (0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF), strict=True)
         if (
             signature != END_64
+            or not all(short in (value, full) for short, value, full in fits)
             or disk
             or first_disk
             or disks > 1
@@ -129,28 +132,48 @@ def _entries(data: memoryview, position: int, end: int, count: int) -> Iterator[
         signature, _, _, flags, method, _, _, crc, stored, size, name_size, extra_size, comment_size = fields[:13]
         header, behind = fields[16], position + 46
         position = behind + name_size + extra_size + comment_size
-        if signature != CENTRAL or position > end:
+        if signature != CENTRAL or position > end or fields[13]:  # that is its disk
             raise WeightFileError("an entry of its zip directory is damaged.")
         extra = data[behind + name_size : behind + name_size + extra_size]
-        size, stored, header = _wide(extra, size, stored, header)
+        (size, stored, header), rest = _wide(extra, size, stored, header)
+        if rest:
+            raise WeightFileError("an entry of its zip directory has two values for a number: it is damaged.")
         yield _Entry(_name(data[behind : behind + name_size]), flags, method, crc, stored, size, header)
     if position != end:
         raise WeightFileError("its zip directory has fewer entries than bytes for them: it is damaged.")
 
 
-def _wide(extra: memoryview, *values: int) -> list[int]:
-    """The values, where one does not fit 32 bits from the entry's 64-bit field."""
-    wide, position = memoryview(b""), 0
+def _wide(extra: memoryview, *values: int) -> tuple[list[int], memoryview]:
+    """The values, where one does not fit 32 bits from the entry's 64-bit field, and what is left of that field."""
+    fields, position = [], 0
     while position + 4 <= len(extra):
         tag, size = struct.unpack_from("<2H", extra, position)
-        wide = extra[position + 4 : position + 4 + size] if tag == 1 else wide
         position += 4 + size
+        if tag == 1:
+            fields.append(extra[position - size : position])
+    if len(fields) > 1 or position > len(extra):
+        raise WeightFileError("a member of its zip has extra fields that lie over each other: it is damaged.")
+    wide = fields[0] if fields else memoryview(b"")
     found = []
     for value in values:
         if value == 0xFFFFFFFF:
             value, wide = _unpack("<Q", wide, 0)[0], wide[8:]
         found.append(value)
-    return found
+    return found, wide
+
+
+def _refuse_overlaps(data: memoryview, entries: Iterable[_Entry]) -> None:
+    """Members must lie one behind the other with their headers, so that no byte is looked at for two of them.
+
+    Raises:
+      WeightFileError: one lies over another one.
+    """
+    position = 0
+    for entry in sorted(entries, key=lambda entry: entry.header):
+        if entry.header < position:
+            raise WeightFileError(f"the member {entry.name[:80]!r} of its zip lies over another one: it is damaged.")
+        name_size, extra_size = _unpack("<2H", data, entry.header + 26)
+        position = entry.header + 30 + name_size + extra_size + entry.stored
 
 
 def _member(data: memoryview, entry: _Entry, directory: int) -> Member:
@@ -165,7 +188,7 @@ def _member(data: memoryview, entry: _Entry, directory: int) -> Member:
     if entry.method or method or entry.size != entry.stored:
         raise WeightFileError(f"the member {said} of its zip is compressed: PyTorch stores its tensors as they are.")
     extra = data[name + name_size : name + name_size + extra_size]
-    same = flags & SIZES_BEHIND or (crc, *_wide(extra, size, stored)) == (entry.crc, entry.size, entry.stored)
+    same = flags & SIZES_BEHIND or (crc, *_wide(extra, size, stored)[0]) == (entry.crc, entry.size, entry.stored)
     if (
         signature != LOCAL
         or flags != entry.flags

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from resnet_jax.weights.errors import WeightFileError
 from resnet_jax.weights.files.pickled import numpy_arrays
-from resnet_jax.weights.files.pickled.pickles import Inert, Pickle, Unknown, kind, shown
+from resnet_jax.weights.files.pickled.pickles import MAX_NAME, Inert, Pickle, Unknown, kind, shown
 from resnet_jax.weights.files.pickled.torch_names import Tensor, refuse
 
 # Where scripts keep the weights, the likeliest first, and where their moving average (EMA).
@@ -78,7 +78,7 @@ def choose(content: Any, container: str | None, ema: bool) -> tuple[Weights, lis
     if container is not None:
         fitting = [weights for weights in found if weights.name == container]
         if not fitting and found:
-            raise WeightFileError(f"it holds no weights under {container[:80]!r}, but under {listed(found)}.")
+            raise WeightFileError(f"it holds no weights under {container[:80]!r}, but {listed(found)}.")
     else:
         fitting = _likeliest([weights for weights in found if weights.averaged or not ema], ema)
     if not fitting:
@@ -86,6 +86,10 @@ def choose(content: Any, container: str | None, ema: bool) -> tuple[Weights, lis
         raise WeightFileError(
             f"it holds {_describe(content)}, not {'averaged weights' if ema else 'a dictionary of tensors'}, also not "
             f"under {', '.join(map(repr, wanted))}. Save model.state_dict()."
+        )
+    if len(fitting) > 1 and any("kernel" in weights.tensors for weights in fitting):
+        raise WeightFileError(
+            "it holds a tree of Flax's variables as a pickle: write flax.serialization.to_bytes(variables) instead."
         )
     if len(fitting) > 1:
         raise WeightFileError(f"it holds {len(fitting)} sets of weights: {listed(fitting)}. Say which to take.")
@@ -97,10 +101,12 @@ def listed(found: list[Weights]) -> str:
     """Names of sets of weights, with their size and how to ask for each."""
     averages = _likeliest([weights for weights in found if weights.averaged], ema=True)
     said = []
-    for weights in found[:8]:
-        asked = "ema=True or --ema" if [*map(id, averages)] == [id(weights)] else f"container={weights.name[:80]!r}"
-        said.append(f"{weights.name[:80]!r} ({sum(map(is_tensor, weights.tensors.values()))} tensors; {asked})")
-    return ", ".join(said) + f" and {len(found) - 8} more" * (len(found) > 8)
+    for weights in found[:6]:
+        average = [*map(id, averages)] == [id(weights)]
+        name = f"{weights.name[:60]!r}" if average else f"container={weights.name[:60]!r}"
+        count = sum(map(is_tensor, weights.tensors.values()))
+        said.append(f"{name} ({count} tensors{'; ema=True or --ema' * average})")
+    return ", ".join(said) + f" and {len(found) - 6} more" * (len(found) > 6)
 
 
 def refuse_unknown(value: Any, machine: Pickle) -> None:
@@ -149,8 +155,9 @@ def _sets(content: Any) -> list[Weights]:
         seen.add(id(value))
         if _is_set(value):
             found.append(Weights(path, value))
-        inner = ((key, item) for key, item in value.items() if isinstance(key, str) and isinstance(item, dict))
-        waiting.extend(Weights((*path, key), item) for key, item in inner if key not in SECTIONS)
+        for key, item in value.items():
+            if isinstance(item, dict) and isinstance(key, str) and len(key) <= MAX_NAME and key not in SECTIONS:
+                waiting.append(Weights((*path, key), item))
     return found
 
 

@@ -19,8 +19,8 @@ from resnet_jax.weights.files.pickled.torch_names import MAX_AXES
 logger = logging.getLogger(__name__)
 
 COLLECTIONS = ("params", "batch_stats")
-# By this leaf Flax's names are told from PyTorch's, which have `weight` where Flax has it.
-LEAF = "kernel"
+# By these leaves Flax's names are told from PyTorch's, where a layer of blurring may have a kernel, too.
+LEAF, TORCH_LEAF = "kernel", "weight"
 # Dictionaries in dictionaries; a ResNet's variables have six.
 DEPTH = 32
 # Bytes of memory that a value may cost, at most, without what it holds.
@@ -54,7 +54,8 @@ def looks_like_msgpack(head: bytes) -> bool:
 
 def has_flax_names(names: Iterable[str]) -> bool:
     """Whether tensors of a flat file are Flax's."""
-    return any(name.replace("/", ".").split(".")[-1] == LEAF for name in names)
+    leaves = {name.replace("/", ".").rpartition(".")[2] for name in names}
+    return LEAF in leaves and TORCH_LEAF not in leaves
 
 
 def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -125,6 +126,12 @@ class _Reader:
         self.position += count
         return found
 
+    def byte(self) -> int:
+        if self.position == len(self.data):
+            raise WeightFileError("its msgpack is cut short.")
+        self.position += 1
+        return self.data[self.position - 1]
+
     def number(self, layout: str) -> Any:
         return struct.unpack(">" + layout, self.take(struct.calcsize(layout)))[0]
 
@@ -143,7 +150,7 @@ class _Reader:
         if not depth:
             raise WeightFileError(f"its msgpack has containers in containers, more than {DEPTH}: it is damaged.")
         self.budget.spend(COST)
-        code = self.number("B")
+        code = self.byte()
         if code < 0x80 or code >= 0xE0:
             return code if code < 0x80 else code - 0x100
         if code in CONSTANTS:
@@ -160,7 +167,7 @@ class _Reader:
                 return self.text(size)
             case "bytes":
                 return self.take(size)
-        return _extension(self.number("B"), self.take(size), self.budget)
+        return _extension(self.byte(), self.take(size), self.budget)
 
     def kind_and_size(self, code: int) -> tuple[str, int]:
         if code in SIZED:

@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 PROVENANCE = "resnet_jax"
 # Largest index of a sharded file that is parsed; that of a ResNet of a thousand layers has a fifth of this.
 MAX_INDEX = 2 << 20
+# So many names of sets of weights that were not taken are kept.
+MAX_OTHERS = 64
 # How pickles of dictionaries begin: by their protocol or, before there was that, by a dictionary or a function.
 PICKLED = re.compile(rb"\x80|\(d|\}[q(.]|c[\w.]+\n\w+\n")
 
@@ -61,7 +63,7 @@ class Opened:
       tensors: `{name: array}` under PyTorch's names, read-only and in the dtype of the file; bfloat16 as
         `ml_dtypes.bfloat16`.
       container: the keys that led to them, such as `"model"` or `"state.model"`; None in a file without containers.
-      others: the containers of other sets of tensors in the file, which were not taken.
+      others: the containers of other sets of tensors in the file, which were not taken; the first 64 of them.
       variables: `{'params': ..., 'batch_stats': ...}`, in place of tensors, in a file that has Flax's names.
     """
 
@@ -256,9 +258,9 @@ def _choose(file: TorchFile, container: str | None, ema: bool) -> Opened:
         names = ", ".join(repr(name[:80]) for name in sorted(file.unknown)[:8])
         logger.warning("passed over objects beside the weights, of which nothing was run: %s", names)
     if others:
-        taken = f"{chosen.name[:80]!r} ({len(tensors)} tensors)"
-        logger.warning("took the weights under %s and passed over others: %s", taken, containers.listed(others))
-    return Opened(file.arrays(tensors), chosen.name or None, tuple(weights.name for weights in others))
+        taken = f"{chosen.name[:60]!r} ({len(tensors)} tensors)"
+        logger.warning("took the weights under %s and passed over %s", taken, containers.listed(others))
+    return Opened(file.arrays(tensors), chosen.name or None, tuple(weights.name for weights in others[:MAX_OTHERS]))
 
 
 def _what_it_is(head: bytes) -> str:

@@ -8,7 +8,7 @@ shape, order)` of protocol 5, and `scalar(dtype, bytes)`.
 import codecs
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ml_dtypes
@@ -30,6 +30,11 @@ DTYPES = {
     **{f"{kind}{size}": np.dtype(f"{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8)},
     **{code: np.dtype(code) for code in ("b1", "f2", "f4", "f8", "c8", "c16")},
     "ml_dtypes.bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+# How text is encoded that stands for bytes -> what decodes it, and says how much of it was whole.
+DECODERS: dict[str | None, Any] = {
+    "utf-8": codecs.utf_8_decode,
+    "raw-unicode-escape": codecs.raw_unicode_escape_decode,
 }
 # Bytes of a text that are read at a time.
 CHUNK = 1 << 20
@@ -64,11 +69,12 @@ def read_array(record: Inert, budget: Budget) -> np.ndarray:
     """
     saved = _saved(record)
     dtype, shape = _dtype(saved.dtype), saved.shape
-    if not (isinstance(shape, tuple) and len(shape) <= MAX_AXES and all(type(n) is int and n >= 0 for n in shape)):
+    axes = shape if isinstance(shape, tuple) and len(shape) <= MAX_AXES else (None,)
+    if not all(type(n) is int and 0 <= n < 1 << 62 for n in axes):
         raise WeightFileError("it has a shape that no array has.")
     data = _bytes(saved.data, budget)
     if math.prod(shape) * dtype.itemsize != len(data):
-        raise WeightFileError(f"it has {len(data)} bytes for a shape of {shape} and a dtype of {dtype}.")
+        raise WeightFileError(f"it has {len(data)} bytes for a shape of {shape[:8]} and a dtype of {dtype}.")
     array = np.ndarray(shape, dtype, data, order=saved.order)
     if saved.axes is not None:
         array = array.transpose(saved.axes)
@@ -95,16 +101,17 @@ def _saved(record: Inert) -> _Saved:
 
 
 def _permutes(axes: Any, shape: Any) -> bool:
-    axes = axes if isinstance(axes, tuple | list) and len(axes) <= MAX_AXES else ()
-    return isinstance(shape, tuple) and all(type(axis) is int for axis in axes) and sorted(axes) == [*range(len(shape))]
+    if not (isinstance(axes, tuple) and isinstance(shape, tuple) and len(axes) == len(shape) <= MAX_AXES):
+        return False
+    return all(type(axis) is int for axis in axes) and sorted(axes) == [*range(len(shape))]
 
 
 def _dtype(record: Any) -> np.dtype:
     """From the arguments of `numpy.dtype`, a code or a type, and its state (version, byte order, no fields, ...)."""
     match record:
-        case Inert(name="numpy.dtype", contents=[(str() | Global() as code, *_), (int(), str() as order, *fields)]):
+        case Inert(name="numpy.dtype", contents=[(str() | Global() as code, *_), (int(), str() as order, a, b, c, *_)]):
             name = code if isinstance(code, str) else code.name
-            dtype = DTYPES.get(name) if fields[:3] == [None] * 3 else None
+            dtype = DTYPES.get(name) if a is b is c is None else None  # no fields
             if dtype and (order == "<" or dtype.itemsize == 1):
                 return dtype
             if dtype and order == ">":
@@ -123,17 +130,24 @@ def _bytes(value: Any, budget: Budget) -> memoryview:
         case Long(codec="escape"):
             budget.spend(len(value.data))
             return memoryview(unescaped(value.data))
-        case str():
-            return _latin1([value])
-        case Inert(name="_codecs.encode", contents=[(str() as text, "latin1")]):
+        case (str() as text) | Inert(name="_codecs.encode", contents=[(str() as text, "latin1")]):
+            budget.spend(len(text))
             return _latin1([text])
-        case Inert(name="_codecs.encode", contents=[(Long(codec="utf-8" | "raw-unicode-escape") as text, "latin1")]):
+        case Inert(name="_codecs.encode", contents=[(Long() as text, "latin1")]) if text.codec in DECODERS:
             budget.spend(len(text.data))
-            chunks = (bytes(text.data[at : at + CHUNK]) for at in range(0, len(text.data), CHUNK))
-            return _latin1(codecs.iterdecode(chunks, str(text.codec)))
+            return _latin1(_parts(text.data, DECODERS[text.codec]))
         case Inert(name="bytes", contents=[()]):  # of no length
             return memoryview(b"")
     raise WeightFileError(f"its contents are a {kind(value)}, where those of an array of numbers are bytes.")
+
+
+def _parts(data: memoryview, decode: Callable[[memoryview, str, bool], tuple[str, int]]) -> Iterator[str]:
+    position = 0
+    while position < len(data):
+        chunk = data[position : position + CHUNK]
+        part, used = decode(chunk, "strict", position + len(chunk) == len(data))
+        position += used
+        yield part
 
 
 def _latin1(parts: Iterable[str]) -> memoryview:

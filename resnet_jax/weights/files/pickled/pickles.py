@@ -42,7 +42,7 @@ class Budget:
     def spend(self, cost: int) -> None:
         self.left -= cost
         if self.left < 0:
-            raise WeightFileError("its pickle would need much more memory than the file is large: it is no checkpoint.")
+            raise WeightFileError("reading it would need much more memory than the file is large: it is no checkpoint.")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -212,6 +212,8 @@ def _plain(key: Any) -> Any:
 
 def kind(value: Any) -> str:
     """What to call a value in a message."""
+    if isinstance(value, Long):
+        return f"{'text' if value.codec else 'string'} of {len(value.data)} bytes"
     return repr(value.name[:80]) if isinstance(value, Global | Inert) else type(value).__name__
 
 
@@ -225,6 +227,8 @@ def decoded(data: memoryview, codec: str) -> str:
     try:
         if codec == "escape":
             return unescaped(data).decode("latin-1")
+        if codec == "raw-unicode-escape":  # by its function, for Python looks up a codec of this name by an import
+            return codecs.raw_unicode_escape_decode(data)[0]
         return str(data, codec, "surrogatepass" if codec == "utf-8" else "strict")
     except UnicodeDecodeError as error:
         raise WeightFileError(f"its pickle has a text that is not {codec.upper()}: it is damaged.") from error
