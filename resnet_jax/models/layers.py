@@ -128,8 +128,12 @@ def global_avg_pool(x: Array) -> Array:
 
 
 def global_max_pool(x: Array) -> Array:
-    """Maximum over height and width: `[..., h, w, c] -> [..., c]`."""
-    return jnp.max(x, axis=(-3, -2))
+    """Maximum over height and width: `[..., h, w, c] -> [..., c]`. The first of equals has the gradient, as in PyTorch.
+
+    That of `jnp.max` is divided among those that equal the maximum: by 0, where XLA computes the map anew and rounds it
+    otherwise.
+    """
+    return nn.max_pool(x, x.shape[-3:-1])[..., 0, 0, :]
 
 
 GLOBAL_POOLS: dict[str, Callable[[Array], Array]] = {

@@ -211,7 +211,7 @@ WHOLE = ["num_classes", "groups", "width_per_group", "reduce_first", "stem_featu
 SHARES = ["drop_rate", "drop_path_rate", "drop_block_rate"]
 
 
-@pytest.mark.parametrize("value", [True, np.bool_(True), "2", [2], {}, float("nan"), 2 + 0j, -2], ids=repr)
+@pytest.mark.parametrize("value", [True, False, np.bool_(True), "2", [2], {}, float("nan"), 2 + 0j, -2], ids=repr)
 @pytest.mark.parametrize("field", [*WHOLE, *SHARES])
 def test_what_is_no_number_is_refused_where_one_belongs(field, value):
     with pytest.raises(ValueError, match=rf"^{field}=.* must be .*\.$"):
