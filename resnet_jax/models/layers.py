@@ -7,7 +7,7 @@ stride-2 layer on an even size), and initialisers are PyTorch's.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -128,8 +128,12 @@ def global_avg_pool(x: Array) -> Array:
 
 
 def global_max_pool(x: Array) -> Array:
-    """Maximum over height and width: `[..., h, w, c] -> [..., c]`."""
-    return jnp.max(x, axis=(-3, -2))
+    """Maximum over height and width: `[..., h, w, c] -> [..., c]`. The first of equals has the gradient, as in PyTorch.
+
+    That of `jnp.max` is divided among those that equal the maximum: by 0, where XLA computes the map anew and rounds it
+    otherwise.
+    """
+    return nn.max_pool(x, x.shape[-3:-1])[..., 0, 0, :]
 
 
 GLOBAL_POOLS: dict[str, Callable[[Array], Array]] = {
@@ -164,9 +168,33 @@ def linear(features: int, fan_in: int, **kwargs: Any) -> nn.Dense:
 # Regularisation, all without parameters. The random numbers are those of the `dropout` stream.
 
 
+class Dropout(nn.Module):
+    """`nn.Dropout`, bit for bit, and also where the axes of a mesh are explicit, as `jax.make_mesh` makes them.
+
+    Attributes:
+      rate: share that is zeroed; the rest is scaled by 1 / (1 - rate).
+      deterministic: whether to let everything through.
+      broadcast_dims: axes along which all or nothing is dropped.
+    """
+
+    rate: float
+    deterministic: bool = False
+    broadcast_dims: Sequence[int] = ()
+
+    def __call__(self, x: Array) -> Array:
+        if self.deterministic or self.rate == 0:
+            return x
+        shape = list(x.shape)
+        for axis in self.broadcast_dims:
+            shape[axis] = 1
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, shape)
+        keep |= jnp.zeros_like(x, bool)  # lies as x does on the devices, which `select` wants of what it chooses by
+        return jax.lax.select(keep, x / (1 - self.rate), jnp.zeros_like(x))
+
+
 def drop_path(rate: float, *, deterministic: bool) -> nn.Module:
     """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): zeroes whole examples of a branch, scales the others."""
-    return nn.Dropout(rate, broadcast_dims=(-3, -2, -1), deterministic=deterministic)
+    return Dropout(rate, deterministic, broadcast_dims=(-3, -2, -1))
 
 
 class DropBlock(nn.Module):

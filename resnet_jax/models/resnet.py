@@ -22,6 +22,7 @@ from resnet_jax.models.layers import (
     GLOBAL_POOLS,
     Conv,
     DropBlock,
+    Dropout,
     ModuleDef,
     drop_path,
     linear,
@@ -182,6 +183,10 @@ class ResNet(nn.Module):
         checks.check_values(self)
         super().__post_init__()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ResNet":
+        """As `clone`: fields do not change, and of some of JAX's functions a copy is another."""
+        return self.clone()
+
     @nn.compact
     def __call__(self, x: Array, *, train: bool | None = None, features: Sequence[str] | None = None) -> Any:
         """Maps images `[batch, h, w, c]` (or one image `[h, w, c]`) to logits `[batch, num_classes]`.
@@ -231,7 +236,7 @@ class ResNet(nn.Module):
             yield name, maps
             if last.partition(".")[0] == name:
                 return
-        vector = nn.Dropout(self.drop_rate, deterministic=not train)(global_pool(maps))
+        vector = Dropout(self.drop_rate, deterministic=not train)(global_pool(maps))
         yield "pre_logits", vector
         if last == "logits":
             fc = linear(self.num_classes, vector.shape[-1], precision=self.precision, name="fc", **dtypes)

@@ -102,7 +102,7 @@ def _epsilon(model: ResNet) -> float:
 def _check_parts(model: ResNet) -> None:
     for field, known in PARTS.items():
         value = getattr(model, field)
-        for part in value if isinstance(value, tuple) else (value,):
+        for part in value if type(value) is tuple else (value,):  # a Stem is one, too
             if part is None or isinstance(part, str) or _function(part) in map(_function, known):
                 continue
             raise ValueError(
