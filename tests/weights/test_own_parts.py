@@ -108,6 +108,14 @@ def test_variables_of_any_name_go_to_pytorch_and_back(fields, tmp_path):
     assert np.isfinite(model.apply(found, IMAGES)).all()
 
 
+@pytest.mark.parametrize("name", ["two axes", "four axes"])
+def test_axes_are_in_pytorchs_order_in_kernels_alone(name):
+    model = net(**TAKEN[name])
+    variables = variables_of(model)
+    mixing = variables["params"]["bn1"]["mixing"]
+    np.testing.assert_array_equal(resnet_jax.to_torch(model, variables)["bn1.mixing"], mixing, strict=True)
+
+
 @pytest.mark.parametrize("name", ["gamma and beta", "other statistics", "another collection", "nested"])
 def test_what_is_not_finite_is_found_in_each_of_them(name):
     model = net(**TAKEN[name])
