@@ -83,9 +83,13 @@ def avg_pool2x2_ceil(x: Array, stride: int) -> Array:
 
 
 def _average(x: Array, size: int, stride: int) -> Array:
-    """Mean over `size` x `size` windows that lie within the map; summed in float32 where float16 could not hold it."""
-    wide = x.astype(jnp.float32) if x.dtype == jnp.float16 else x
-    return nn.avg_pool(wide, (size, size), strides=(stride, stride)).astype(x.dtype)
+    """Mean over `size` x `size` windows that lie within the map."""
+    return nn.avg_pool(_wide(x), (size, size), strides=(stride, stride)).astype(x.dtype)
+
+
+def _wide(x: Array) -> Array:
+    """float32 in place of float16, in which two large numbers have no sum; that they are halved first, XLA undoes."""
+    return x.astype(jnp.float32) if x.dtype == jnp.float16 else x
 
 
 # Anti-aliasing: what takes the stride over from a convolution or a max-pool. (x, stride) -> x.
@@ -107,13 +111,14 @@ def blur_pool(x: Array, stride: int) -> Array:
     """
     if min(x.shape[-3:-1]) < 2:
         raise ValueError(f"anti_alias='blur' mirrors the edge of a map, and {_size(x)} has none to mirror: {LARGER}.")
+    y = _wide(x)
     for axis in (x.ndim - 3, x.ndim - 2):
         size = x.shape[axis]
-        x = jnp.pad(x, [(1, 1) if i == axis else (0, 0) for i in range(x.ndim)], mode="reflect")
+        y = jnp.pad(y, [(1, 1) if i == axis else (0, 0) for i in range(x.ndim)], mode="reflect")
         last = (size - 1) // stride * stride + 1
-        left, middle, right = (jax.lax.slice_in_dim(x, i, i + last, stride, axis) for i in range(3))
-        x = (left / 4 + middle / 2) + right / 4  # exact factors, and no sum that float16 does not hold
-    return x
+        left, middle, right = (jax.lax.slice_in_dim(y, i, i + last, stride, axis) for i in range(3))
+        y = (left + 2 * middle + right) / 4
+    return y.astype(x.dtype)
 
 
 ANTI_ALIASES: dict[str, Callable[[Array, int], Array]] = {"avg": avg_pool, "blur": blur_pool}
@@ -136,10 +141,16 @@ def global_max_pool(x: Array) -> Array:
     return nn.max_pool(x, x.shape[-3:-1])[..., 0, 0, :]
 
 
+def global_avgmax_pool(x: Array) -> Array:
+    """Half the mean and half the maximum: `[..., h, w, c] -> [..., c]`."""
+    y = _wide(x)
+    return (0.5 * (global_avg_pool(y) + global_max_pool(y))).astype(x.dtype)
+
+
 GLOBAL_POOLS: dict[str, Callable[[Array], Array]] = {
     "avg": global_avg_pool,
     "max": global_max_pool,
-    "avgmax": lambda x: 0.5 * global_avg_pool(x) + 0.5 * global_max_pool(x),
+    "avgmax": global_avgmax_pool,
     "catavgmax": lambda x: jnp.concatenate([global_avg_pool(x), global_max_pool(x)], axis=-1),
     "none": lambda x: x,
 }

@@ -96,6 +96,7 @@ def bind_norm(
     train: bool,
     axis_name: str | None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
+    zero_init: bool = False,
     **kwargs: Any,
 ) -> ModuleDef:
     """The norm layer of a whole net, its mode decided once: blocks then only name it.
@@ -106,10 +107,12 @@ def bind_norm(
       train: training mode; reaches only layers that have a `use_running_average`.
       axis_name: mapped axis over which batch statistics are averaged; refused by layers without statistics.
       axis_index_groups: places on that axis that average among themselves; None averages over all.
+      zero_init: whether blocks will start the scale of some layers at 0, by `scale_init`.
       **kwargs: further arguments for the layer, such as `dtype` and `param_dtype`.
 
     Raises:
-      ValueError: an unknown name, or an `axis_name` for a norm layer that has no batch statistics.
+      ValueError: an unknown name, an `axis_name` for a norm layer that has no batch statistics, or a layer that does
+        not take what it is to be given.
     """
     if isinstance(norm, str):
         if norm not in NORMS:
@@ -132,6 +135,11 @@ def bind_norm(
     if fixed is False and not train:
         raise ValueError(
             f"norm={norm} fixes use_running_average=False, so it can be neither frozen nor evaluated: leave it open."
+        )
+    if missing := _not_taken(norm, [*kwargs, "name", *(["scale_init"] if zero_init else [])]):
+        raise ValueError(
+            f"norm={norm} takes no {', '.join(missing)}, which a network gives to its norms: add such fields to it "
+            "(scale_init is for zero_init_residual=True alone)."
         )
     return functools.partial(norm, **kwargs)
 
@@ -164,6 +172,14 @@ def freeze(norm: ModuleDef) -> ModuleDef:
         return apply
 
     return build
+
+
+def _not_taken(norm: ModuleDef, arguments: Sequence[str]) -> list[str]:
+    """Those of the arguments that `norm` does not have."""
+    parameters = inspect.signature(norm).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return []
+    return [name for name in arguments if name not in parameters]
 
 
 def _fixed_mode(norm: ModuleDef) -> bool | None:

@@ -255,7 +255,12 @@ class ResNet(nn.Module):
         if not isinstance(frozen, Sequence) or isinstance(frozen, str) or set(frozen) - set(parts):
             raise ValueError(f"freeze_norm must be True, False or some of {parts}, got {frozen!r}.")
         bind = functools.partial(
-            bind_norm, self.norm, axis_name=self.axis_name, axis_index_groups=self.axis_index_groups, **dtypes
+            bind_norm,
+            self.norm,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+            zero_init=self.zero_init_residual,
+            **dtypes,
         )
         return lambda part: freeze(bind(train=False)) if part in frozen else bind(train=train)
 

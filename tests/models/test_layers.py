@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import resnet_jax
+from drawing import drawn
 from resnet_jax.models import attention, layers, norms, shortcuts
 
 
@@ -217,3 +219,89 @@ def test_squeeze_and_excitation_reduces_to_a_multiple_of_8(features, reduced):
 def test_the_stems_pool_looks_at_windows_around_every_second_pixel():
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     assert layers.max_pool3x3(x)[0, :, :, 0].tolist() == [[5, 7], [13, 15]]
+
+
+def _in_float64(torch, name, x):
+    """PyTorch's layer of that name in float64: `[b, h, w, c]` in and out."""
+    pad, pool = torch.nn.functional.pad, torch.nn.functional.avg_pool2d
+    x = torch.from_numpy(x.astype(np.float64).transpose(0, 3, 1, 2))
+    blur = torch.outer(torch.tensor([1.0, 2, 1]), torch.tensor([1.0, 2, 1])).double() / 16
+    mean, largest = x.mean((2, 3)), x.amax((2, 3))
+    found = {
+        "avg": lambda: pool(x, 2),
+        "blur": lambda: torch.nn.functional.conv2d(
+            pad(x, (1, 1, 1, 1), mode="reflect"), blur.expand(x.shape[1], 1, 3, 3), stride=2, groups=x.shape[1]
+        ),
+        "ceil": lambda: pool(x, 2, ceil_mode=True, count_include_pad=False),
+        "same": lambda: pool(pad(x, (0, 1, 0, 1)), 2, 1),
+        "max": lambda: torch.nn.functional.max_pool2d(x, 3, 2, 1),
+        "global avg": lambda: mean,
+        "global max": lambda: largest,
+        "global avgmax": lambda: (mean + largest) / 2,
+        "global catavgmax": lambda: torch.cat([mean, largest], 1),
+    }[name]()
+    return np.moveaxis(found.numpy(), 1, -1) if found.ndim == 4 else found.numpy()
+
+
+POOLS = {
+    "avg": functools.partial(layers.avg_pool, stride=2),
+    "blur": functools.partial(layers.blur_pool, stride=2),
+    "ceil": functools.partial(layers.avg_pool2x2_ceil, stride=2),
+    "same": functools.partial(layers.avg_pool2x2_ceil, stride=1),
+    "max": layers.max_pool3x3,
+    **{f"global {name}": layers.GLOBAL_POOLS[name] for name in ("avg", "max", "avgmax", "catavgmax")},
+}
+
+
+@pytest.mark.parametrize("sign", [1, -1, 0], ids=["large", "small", "both"])
+@pytest.mark.parametrize("name", POOLS)
+def test_pools_of_float16_do_not_overflow(name, sign):
+    """65,504 is its largest number: no two of these can be added in it."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    x = rng.uniform(59_000, 65_504, (2, 9, 13, 3)) * (sign or rng.choice([-1, 1], (2, 9, 13, 3)))
+    x = x.astype(np.float16)
+    found = jax.jit(POOLS[name])(x)
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(np.asarray(found, np.float64), _in_float64(torch, name, x), rtol=2**-10, atol=32)
+
+
+@pytest.mark.parametrize("norm", ["batch", "batch_unbiased", "group"])
+def test_norms_of_float16_do_not_overflow(norm):
+    x = np.random.default_rng(0).uniform(55_000, 65_504, (2, 9, 13, 32)).astype(np.float16)
+    layer = norms.bind_norm(norm, train=True, axis_name=None, dtype=jnp.float16)()
+    variables = layer.init(jax.random.key(0), x)
+    found = jax.jit(lambda x: layer.apply(variables, x, mutable=["batch_stats"])[0])(x)
+    wide = x.astype(np.float64)
+    axes = (1, 2) if norm == "group" else (0, 1, 2)  # 32 groups: one channel in each
+    expected = (wide - wide.mean(axes, keepdims=True)) / wide.std(axes, keepdims=True)
+    np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("pool", ["avg", "max", "avgmax", "catavgmax"])
+def test_gradients_of_global_pools_equal_pytorchs_at_equal_values_too(pool, x64):
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).integers(0, 3, (2, 4, 5, 6)).astype(np.float64)  # each value many times
+    given = torch.from_numpy(x.transpose(0, 3, 1, 2)).requires_grad_()
+    mean = torch.nn.functional.adaptive_avg_pool2d(given, 1)
+    largest = torch.nn.functional.adaptive_max_pool2d(given, 1)
+    theirs = {"avg": mean, "max": largest, "avgmax": (mean + largest) / 2, "catavgmax": torch.cat([mean, largest], 1)}
+    (theirs[pool] ** 2).sum().backward()
+    found = jax.jit(jax.grad(lambda x: jnp.sum(layers.GLOBAL_POOLS[pool](x) ** 2)))(x)
+    np.testing.assert_allclose(found, given.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-12)
+
+
+def test_the_gradient_of_a_global_maximum_is_finite_where_the_map_is_computed_anew(x64):
+    """Compiled without optimisations, as tests are, XLA rounds the map otherwise than what it is compared with."""
+    model = resnet_jax.ResNet(
+        resnet_jax.BasicBlock, (1,), stage_features=(32,), stem_features=32, stem="cifar", num_classes=5,
+        global_pool="max", param_dtype="float64", train=True,
+    )  # fmt: skip
+    images = np.random.default_rng(0).standard_normal((4, 17, 15, 3))
+    variables = drawn(jax.eval_shape(model.init, jax.random.key(0), images))
+
+    def loss(params):
+        return jnp.mean(model.apply({**variables, "params": params}, images, mutable=["batch_stats"])[0] ** 2)
+
+    found = jax.jit(jax.grad(loss))(variables["params"])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
