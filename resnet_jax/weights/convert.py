@@ -345,6 +345,8 @@ def _way_out(
 ) -> str:
     odd = [*missing, *left_over, *other]
     if all("fc." in name for name in odd):
+        if any(name.startswith("fc.") and name.split(".")[1].isdigit() for name in left_over):
+            return "The head has several layers, and here it has one: drop='fc' (--drop fc) leaves it out."
         bias = next((shape for name, shape in found.items() if name.endswith("fc.bias")), (0,))
         return f"Only the head differs: build the model with num_classes={bias[0]}."
     same = len(found) - len(left_over) - len(other)

@@ -370,6 +370,20 @@ def test_of_thirteen_bands_three_are_said(tmp_path):
         resnet_jax.load_pretrained(tmp_path / "x.pth", in_chans=3, channels=(3, 2, 13))
 
 
+def test_a_head_of_several_layers_is_dropped_if_that_is_said(tmp_path, capsys):
+    tensors = resnet_jax.to_torch(CIFAR, random_variables(CIFAR))
+    body = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
+    layers = {"fc.0.weight": np.ones((5, 64), np.float32), "fc.2.weight": np.ones((4, 5), np.float32)}
+    formats.save_state_dict(tmp_path / "x.pth", body | layers)
+    arguments = ["convert", str(tmp_path / "x.pth"), "--model=cifar_resnet20", f"--out={tmp_path}/y.pth"]
+    assert cli.main(arguments) == 2
+    assert "The head has several layers, and here it has one: drop='fc' (--drop fc) leaves it out." in (
+        capsys.readouterr().err
+    )
+    assert cli.main([*arguments, "--drop=fc"]) == 0
+    assert formats.load_state_dict(tmp_path / "y.pth").keys() == body.keys()
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
