@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -165,8 +166,8 @@ def keep_class_names(workdir: str, names: Sequence[str], *, writes: bool = True)
     if there is None and writes:
         storage.write_whole(epath.Path(workdir) / CLASSES, (json.dumps(list(names), indent=0) + "\n").encode())
     if there is not None and there != tuple(names):
-        odd = next((i for i, pair in enumerate(zip(there, names, strict=False)) if pair[0] != pair[1]), len(there))
-        theirs, ours = ((*there, "nothing")[min(odd, len(there))], (*names, "nothing")[min(odd, len(names))])
+        pairs = list(itertools.zip_longest(there, names, fillvalue="nothing"))
+        odd, (theirs, ours) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
         raise ValueError(
             f"{workdir} was trained on {len(there)} classes of other names than the {len(names)} of the data now: "
             f"class {odd} was {theirs!r} and is {ours!r}. Give it the data of its start, or use another --workdir."
