@@ -32,6 +32,7 @@ def add_verb(verbs: Any) -> None:
     )
     verb.add_argument("--format", choices=FORMATS, help="of OUT; by default what its name says, and of a folder orbax")
     net.add_source(verb)
+    net.add_allow_nonfinite(verb)
     verb.add_argument("--force", action="store_true", help="replace OUT if it is there")
     verb.set_defaults(run=_convert)
 
@@ -44,11 +45,11 @@ def _convert(arguments: argparse.Namespace) -> int:
     if halves := sorted({str(x.dtype) for x in opened.tensors.values()} & {"float16", "bfloat16"}):
         done = "kept" if arguments.keep_dtype else "widened to float32, exactly"
         print(f"{arguments.source}: {' and '.join(halves)} {done}")
-    identity = opened.identity()
     model, variables = opened.network()
     if not arguments.keep_dtype:
         variables = jax.tree.map(convert.widened, variables)
-    print(f"{arguments.source}: {identity.name}{''.join(f', {k}={v!r}' for k, v in identity.fields.items())}")
+    fields = "".join(f", {field}={value!r}" for field, value in opened.identity.fields.items())
+    print(f"{arguments.source}: {opened.identity.name}{fields}")
     net.check_finite(arguments.source, variables, allow=arguments.allow_nonfinite)
     _write(out, form, model, variables, opened.source)
     again = _read_back(out, form, model)
@@ -94,7 +95,12 @@ def _write(out: epath.Path, form: str, model: ResNet, variables: Variables, sour
     except ValueError as error:
         net.say(f"{error} The weights are written without it.")
         preprocessing = None
-    names = source.label_names if source.label_names and len(source.label_names) == model.num_classes else None
+    names = source.label_names
+    if names is not None and len(names) != model.num_classes:
+        net.say(
+            f"{source.text} names {len(names)} classes; the head has {model.num_classes}, and is written without names"
+        )
+        names = None
     if form == "timm":
         pretrained.save_pretrained(
             model, variables, out, preprocessing=preprocessing, label_names=names, overwrite=True, allow_nonfinite=True
@@ -102,6 +108,8 @@ def _write(out: epath.Path, form: str, model: ResNet, variables: Variables, sour
     elif form == "orbax":
         from resnet_jax.weights.files import orbax_folder
 
+        if names or preprocessing:
+            net.say("a folder of Orbax's has no place for class names and preprocessing: --format=timm has")
         orbax_folder.save_variables(str(out), variables)
     else:
         tensors = convert.to_torch(model, variables, allow_nonfinite=True)

@@ -34,6 +34,7 @@ def add_net(verb: argparse.ArgumentParser, batch_size: int) -> None:
     verb.add_argument("--network", help="the network of a file or folder that does not say which it holds")
     verb.add_argument("--batch-size", type=int, default=batch_size)
     add_source(verb)
+    add_allow_nonfinite(verb)
     options = verb.add_argument_group("preprocessing, where --model does not say it, or to change it")
     options.add_argument("--image-size", type=int, help="pixels")
     options.add_argument("--resize-size", type=int, help="pixels of the shorter side, before the crop")
@@ -46,14 +47,21 @@ def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(number) for number in text.split(","))
 
 
+# What `add_source` adds; each is None where it is not given.
+OF_SOURCE = ("set", "container", "prefix", "drop", "ema")
+
+
 def add_source(verb: argparse.ArgumentParser) -> None:
     """Adds to a verb the options that `open_source` reads."""
     options = verb.add_argument_group("weights that do not say all of themselves")
-    options.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the network")
+    options.add_argument("--set", action="append", metavar="FIELD=VALUE", help="a field of the network")
     options.add_argument("--container", help="of several sets of weights in a file, the one under this name")
     options.add_argument("--prefix", help="of several networks in one set, the one whose names begin so")
-    options.add_argument("--drop", action="append", default=[], metavar="PREFIX", help="leave out what begins so")
+    options.add_argument("--drop", action="append", metavar="PREFIX", help="leave out what begins so")
     options.add_argument("--ema", action="store_true", default=None, help="take the moving average of the weights")
+
+
+def add_allow_nonfinite(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--allow-nonfinite", action="store_true", help="take weights with NaN, infinities or negative variances, too"
     )
@@ -88,24 +96,20 @@ def open_source(
     Raises:
       ValueError: as `resolve.resolve`; or the head has another number of classes.
     """
-    fields, drop = _fields(arguments.set), arguments.drop
     opened = resolve.resolve(
         source,
         name=network,
-        fields=fields,
+        fields=_fields(arguments.set or ()),
         ema=arguments.ema,
         container=arguments.container,
         prefix=arguments.prefix,
-        drop=drop,
+        drop=arguments.drop or (),
     )
     head = opened.tensors.get("fc.weight")
     classes = 0 if head is None else len(head)
     if num_classes == 0 and classes:
         say(f"{source}: its head of {classes} classes is left out")
-        renamed = opened.renamed
-        kept = {name: tensor for name, tensor in renamed.tensors.items() if name.partition(".")[0] != "fc"}
-        fields = {**opened.fields, "num_classes": 0}
-        return dataclasses.replace(opened, renamed=renamed._replace(tensors=kept), fields=fields)
+        return opened.without_head()
     if num_classes not in (None, classes):
         raise ValueError(
             f"--num-classes={num_classes}, but {source} has {f'a head of {classes}' if classes else 'no head'}: leave "

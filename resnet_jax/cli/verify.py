@@ -66,9 +66,14 @@ def _compare_live(arguments: argparse.Namespace) -> Any:
 def _record_proof(arguments: argparse.Namespace) -> int:
     from resnet_jax.proof import recorded
 
-    _without(arguments, "--record", "against", "weights", "dtypes", "json", "plot")
+    # The record refers to the file as it is: what is only a part of one has to be converted first.
+    _without(arguments, "--record", "against", "weights", "dtypes", "json", "plot", *net.OF_SOURCE)
     name, source, _, fields = _subject(arguments)
     file = None if source is None else sources.locate(source).fetch()
+    if file is not None and not pathlib.Path(file).is_file():
+        raise ValueError(
+            f"--record refers to a file of weights, and {source} is none: `resnet-jax convert` writes one."
+        )
     written = recorded.record(
         arguments.record,
         name,
@@ -87,7 +92,8 @@ def _record_proof(arguments: argparse.Namespace) -> int:
 def _check_proof(arguments: argparse.Namespace) -> Any:
     from resnet_jax.proof import recorded
 
-    _without(arguments, "--against", "model", "file", "num_classes", "library", "sizes", "image", "max_mb")
+    others = ("model", "file", "num_classes", "library", "sizes", "image", "max_mb", *net.OF_SOURCE)
+    _without(arguments, "--against", *others)
     return recorded.check(arguments.against, weights_file=arguments.weights, dtypes=_dtypes(arguments))
 
 
@@ -111,12 +117,13 @@ def _subject(arguments: argparse.Namespace) -> tuple[str, str | None, dict[str, 
     if not name:
         raise ValueError("which network? Give its name (`resnet-jax list`), a file of weights, or --against=PROOF.")
     if source is None and name in variants.list_models():
+        _without(arguments, "a network with random weights", *net.OF_SOURCE)
         fields = {} if arguments.num_classes is None else {"num_classes": arguments.num_classes}
         return name, None, None, fields
     if source is None:
         name, source = None, name
     opened = net.open_source(arguments, source, name, arguments.num_classes)
-    found = opened.identity()
+    found = opened.identity
     for item in found.left_open:
         net.say(f"{source}: {item}")
     if others := {field: value for field, value in found.fields.items() if field not in OF_BOTH}:
@@ -124,6 +131,7 @@ def _subject(arguments: argparse.Namespace) -> tuple[str, str | None, dict[str, 
             f"{source} is of {found.name} with {others}, of which PyTorch has no reference here: `resnet-jax convert` "
             "takes it."
         )
+    opened.check_evidence(variants.create_model(found.name, **found.fields))
     return found.name, source, opened.tensors, dict(found.fields)
 
 

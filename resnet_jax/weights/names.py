@@ -9,6 +9,7 @@ import numpy as np
 
 from resnet_jax.weights.errors import ConversionError
 from resnet_jax.weights.files.formats import as_numpy
+from resnet_jax.weights.files.pickled.pickles import MAX_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +19,6 @@ COUNTER = "num_batches_tracked"
 FILTER = "filt"
 # Tensors without information for a network that is known.
 IGNORED = (COUNTER, FILTER)
-# Characters of the longest name that is looked at; the longest of the networks here has 40.
-MAX_NAME = 400
 
 Rename = tuple[str, str | Callable[[re.Match[str]], str]]
 
@@ -35,8 +34,8 @@ def _residual(match: re.Match[str]) -> str:
     return f"{match[1]}layer{int(match[2]) - 1}.{match[3]}.{('conv', 'bn', 'act')[number % 3]}{number // 3 + 1}."
 
 
-def _res(match: re.Match[str]) -> str:
-    """`res2.0.` of detectron2's."""
+def _from_two(match: re.Match[str]) -> str:
+    """`res2.0.` or `conv2_x.0.`, of those who count from 2."""
     return f"{match[1]}layer{int(match[2]) - 1}.{match[3]}."
 
 
@@ -49,7 +48,7 @@ RENAMES: dict[str | None, tuple[str, tuple[Rename, ...]]] = {
         r"(^|.*\.)conv\d_x\.\d+\.residual_function\.\d\..*",
         (
             (r"(^|\.)conv(\d)_x\.(\d+)\.residual_function\.(\d)\.", _residual),
-            (r"(^|\.)conv(\d)_x\.(\d+)\.", lambda match: f"{match[1]}layer{int(match[2]) - 1}.{match[3]}."),
+            (r"(^|\.)conv(\d)_x\.(\d+)\.", _from_two),
             (r"(^|\.)conv1\.0\.", r"\1conv1."),
             (r"(^|\.)conv1\.1\.", r"\1bn1."),
         ),
@@ -60,7 +59,7 @@ RENAMES: dict[str | None, tuple[str, tuple[Rename, ...]]] = {
             (r"(^|\.)stem\.conv1\.norm\.", r"\1bn1."),
             (r"(^|\.)stem\.conv1\.", r"\1conv1."),
             (r"(^|\.)stem\.fc\.", r"\1fc."),
-            (r"(^|\.)res(\d)\.(\d+)\.", _res),
+            (r"(^|\.)res(\d)\.(\d+)\.", _from_two),
             (r"\.conv(\d)\.norm\.", r".bn\1."),
             (r"\.shortcut\.norm\.", ".downsample.1."),
             (r"\.shortcut\.", ".downsample.0."),

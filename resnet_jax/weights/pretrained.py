@@ -20,7 +20,7 @@ from resnet_jax.weights import convert, finite
 from resnet_jax.weights.adapt import adapt
 from resnet_jax.weights.files import formats
 from resnet_jax.weights.published import timm_config
-from resnet_jax.weights.resolve import resolve
+from resnet_jax.weights.resolve import OF_THE_FUNCTION, resolve
 from resnet_jax.weights.sources import CONFIG, WEIGHTS, locate
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def load_pretrained(
         "./NAME".
       num_classes: another width of the head: a new one is initialised. 0 leaves it out.
       in_chans: another number of input channels: the first convolution is fitted by timm's rule (see `adapt`).
-      channels: which of the file's channels are taken, in the order of the images'; needed where there are fewer.
+      channels: which of the file's channels are taken, in the order of the images'; needed where there are fewer. It
+        says `in_chans`, too.
       network: the network's name, where the source does not state it: what it says by its tensors may leave it open.
       ema: the moving average of the weights. By default that of a run which kept one, as it is what the run evaluated,
         and not that of anybody else's file.
@@ -89,6 +90,8 @@ def load_pretrained(
     opened = resolve(found, name=network, fields=fields, ema=ema, container=container, prefix=prefix, drop=drop)
     before, variables = opened.network()  # values are looked at as they will be used
     model = before.clone(**changes)
+    if channels is not None and in_chans is None:
+        in_chans = len(channels)
     if model != before or in_chans is not None:
         variables = _fit(before, model, variables, in_chans, channels, key)
     variables = in_dtypes_of(model, variables)
@@ -143,10 +146,7 @@ def save_pretrained(
 
 
 # Fields that choose among networks of the same tensors, or nearly so, where the source does not state its own.
-DECIDING = {
-    *("stride_in_1x1", "first_stage_stride", "anti_alias", "act"),
-    *("shortcut", "stem", "stem_pool", "output_stride"),
-}
+DECIDING = {*OF_THE_FUNCTION, "shortcut", "stem", "output_stride"}
 
 
 def _fit(

@@ -5,6 +5,7 @@ source states is kept to; where it states nothing, the tensors decide as far as 
 """
 
 import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,7 @@ class Opened:
         """`{name: array}` under torchvision's names, in the dtypes that they are stored in."""
         return self.renamed.tensors
 
+    @functools.cached_property
     def identity(self) -> recognise.Identity:
         """The network, and what neither the source nor the tensors tell of it.
 
@@ -70,7 +72,7 @@ class Opened:
         Raises:
           ConversionError: as `identity`; or the tensors are not those of the network.
         """
-        found = self.identity()
+        found = self.identity
         for item in found.left_open:
             logger.warning("%s: %s", self.source.text, item)
         model = create_model(found.name, **found.fields)
@@ -79,6 +81,12 @@ class Opened:
             return model, convert.from_native(model, self.tensors, allow_nonfinite=True)
         except ConversionError as error:
             raise ConversionError(f"{self.source.text}: {error}{self._really()}") from error
+
+    def without_head(self) -> "Opened":
+        """The same without `fc`."""
+        kept = {name: tensor for name, tensor in self.tensors.items() if not name.startswith("fc.")}
+        fields = {**self.fields, "num_classes": 0}
+        return dataclasses.replace(self, renamed=self.renamed._replace(tensors=kept), fields=fields)
 
     def check_evidence(self, model: ResNet) -> None:
         """Refuses a network that is another function than the weights are of, although its tensors are the same.

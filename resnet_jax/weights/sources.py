@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from resnet_jax.weights import convert
-from resnet_jax.weights.files import formats
+from resnet_jax.weights.files import folders, formats
 from resnet_jax.weights.published import download, registry, timm_config, transformers_config
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-# What a repository or a folder may call its weights, the best first.
+# What a repository may call its weights, the best first.
 WEIGHT_FILES = (WEIGHTS, "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 # The index of a sharded file, in a repository.
 INDEX = "model.safetensors.index.json"
@@ -188,10 +188,10 @@ def _folder(text: str, path: Any) -> Source:
         timm_config.read(path / name) if (path / name).is_file() else {}
         for name in (CONFIG, transformers_config.PROCESSOR)
     )
-    file = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), path)
-    if file == path and not formats.holds_weights(path) and not _is_of_orbax(path):
-        raise ValueError(f"{text}: the folder has none of {', '.join(WEIGHT_FILES)}, and is of no run; give {SOURCES}.")
-    return _configured(text, config, lambda: processor, lambda: file)
+    holds = formats.holds_weights(path)
+    if not holds and not _is_of_orbax(path):
+        raise ValueError(f"{text}: the folder has no file of weights, and is of no run; give {SOURCES}.")
+    return _configured(text, config, lambda: processor, lambda: folders.find(path) if holds else path)
 
 
 def _is_of_orbax(path: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import jax
 import numpy as np
@@ -366,6 +367,8 @@ def test_of_thirteen_bands_three_are_said(tmp_path):
         resnet_jax.load_pretrained(tmp_path / "x.pth", in_chans=1)
     _, variables = resnet_jax.load_pretrained(tmp_path / "x.pth", in_chans=3, channels=(3, 2, 1))
     np.testing.assert_array_equal(variables["params"]["conv1"]["kernel"], bands[:, [3, 2, 1]].transpose(2, 3, 1, 0))
+    _, same = resnet_jax.load_pretrained(tmp_path / "x.pth", channels=(3, 2, 1))
+    np.testing.assert_array_equal(same["params"]["conv1"]["kernel"], variables["params"]["conv1"]["kernel"])
     with pytest.raises(ValueError, match="must be 3 of 0..12"):
         resnet_jax.load_pretrained(tmp_path / "x.pth", in_chans=3, channels=(3, 2, 13))
 
@@ -398,3 +401,25 @@ def test_a_head_of_several_layers_is_dropped_if_that_is_said(tmp_path, capsys):
 def test_from_torch_says_what_to_give(given, message):
     with pytest.raises(ConversionError, match=message):
         resnet_jax.from_torch(CIFAR, given)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resnet18", "--prefix=x"], "a network with random weights does not take prefix"),
+        (["--against=proofs/x.safetensors", "--set=act=silu"], "--against does not take set"),
+        (["{file}", "--record={dir}/p.safetensors", "--drop=fc"], "--record does not take drop"),
+        (["{run}", "--record={dir}/p.safetensors"], "--record refers to a file of weights, and .* is none"),
+        (["resnet18", "{blur}"], "has the filters of blur-pools"),
+    ],
+)
+def test_verify_refuses_what_it_would_not_look_at(made, tmp_path, capsys, arguments, message):
+    pytest.importorskip("torchvision")
+    places = {"file": made["file of PyTorch's"][0], "run": made["run"][0], "dir": tmp_path, "blur": blur_file(tmp_path)}
+    assert cli.main(["verify", *(argument.format(**places) for argument in arguments)]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_an_orbax_folder_has_no_place_for_names_and_that_is_said(made, tmp_path, capsys):
+    assert cli.main(["convert", str(made["run"][0]), f"--out={tmp_path}/out"]) == 0
+    assert "has no place for class names and preprocessing: --format=timm has" in capsys.readouterr().err

@@ -152,7 +152,7 @@ def test_a_tag_without_a_repository_comes_from_its_url(server, monkeypatch):
         ("resnet18.a9_in1k", "did you mean resnet18.a"),
         ("{dir}/none.pth", "no such file or folder; give a tag"),
         ("none.safetensors", "no such file or folder; give a tag"),
-        ("{dir}", "the folder has none of model.safetensors"),
+        ("{dir}", "the folder has no file of weights"),
         ("hf-hub:somebody/empty", "the repository has none of model.safetensors"),
         ("hf-hub:somebody/none", "404: check the spelling"),
     ],
