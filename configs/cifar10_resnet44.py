@@ -1,18 +1,5 @@
-r"""ResNet-44 on CIFAR-10 as He et al. 2015 (arXiv:1512.03385), section 4.2, train it; cifar10_resnet20.py says how.
+"""`resnet_jax/configs/cifar10_resnet44.py`, where `train.py` is given it."""
 
-  python train.py --config=configs/cifar10_resnet44.py --workdir=runs/c44 --config.data.data_dir=DATA
+from resnet_jax.configs.cifar10_resnet44 import get_config
 
-Hardware: one GPU or TPU core; about 2.2 times as long as ResNet-20. Expected: 7.17 % error of the 10,000 test images
-(their table 6), 6.90 % in another's hands, the best epoch (github.com/akamaster/pytorch_resnet_cifar10); not run by
-this project.
-"""
-
-import ml_collections
-
-from configs import cifar10_resnet20
-
-
-def get_config() -> ml_collections.ConfigDict:
-    config = cifar10_resnet20.get_config()
-    config.model.name = "cifar_resnet44"
-    return config
+__all__ = ["get_config"]

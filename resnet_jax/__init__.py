@@ -1,5 +1,6 @@
 """ResNets in JAX and Flax Linen, equal to PyTorch's."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from resnet_jax.models.blocks import BasicBlock, Bottleneck
@@ -52,25 +53,41 @@ from resnet_jax.weights.sources import class_names, preprocessing
 
 if TYPE_CHECKING:
     from resnet_jax.data.transforms import Preprocessing
+    from resnet_jax.runs.reporting import Callback
+    from resnet_jax.training.fit import Fitted, fit
 else:
+    # Public names that bring packages which the rest does without: where they are.
+    _LATE = {
+        "Preprocessing": "resnet_jax.data.transforms",
+        "Callback": "resnet_jax.runs.reporting",
+        "Fitted": "resnet_jax.training.fit",
+        "fit": "resnet_jax.training.fit",
+    }
 
     def __getattr__(name: str) -> Any:
-        """`Preprocessing`, when it is first asked for, since it brings Pillow."""
-        if name != "Preprocessing":
+        """What is imported when it is first asked for."""
+        if name not in _LATE:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from resnet_jax.data.transforms import Preprocessing
-
-        return Preprocessing
+        try:
+            return getattr(importlib.import_module(_LATE[name]), name)
+        except ModuleNotFoundError as error:
+            if str(error.name).startswith("resnet_jax"):
+                raise
+            raise ImportError(
+                f"resnet_jax.{name} needs {error.name}, which is not installed: pip install 'resnet-linen[train]'"
+            ) from error
 
 
 __all__ = [
     "Accuracy",
     "BasicBlock",
     "Bottleneck",
+    "Callback",
     "ConversionError",
     "Diff",
     "DownloadError",
     "FeatureInfo",
+    "Fitted",
     "Preprocessing",
     "Pretrained",
     "ResNet",
@@ -89,6 +106,7 @@ __all__ = [
     "create_model",
     "ecaresnet50d",
     "feature_info",
+    "fit",
     "fold_batch_norm",
     "from_torch",
     "get_pretrained",

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from resnet_jax import compiler
-from resnet_jax.cli import convert, evaluate, info, plan, predict, prepare, report, verify
+from resnet_jax.cli import convert, evaluate, info, plan, predict, prepare, report, train, verify
 from resnet_jax.cli import list as list_
 
-VERBS = (list_, info, convert, verify, predict, evaluate, plan, prepare, report)
+VERBS = (list_, info, convert, verify, predict, evaluate, train, plan, prepare, report)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

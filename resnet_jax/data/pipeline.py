@@ -147,7 +147,7 @@ def _augment(transform: Callable[..., np.ndarray], seed: int, image: Image, chan
     if isinstance(image, bytes) and hasattr(transform, "begin_encoded"):  # it may not need all of the image
         begun: Finish = transform.begin_encoded(image, channels, rng)
         return begun
-    return lambda _: transform(_decoded(image, channels), rng)
+    return lambda _: transform(decoded(image, channels), rng)
 
 
 def _generator(seed: int, position: int) -> np.random.Generator:
@@ -157,10 +157,11 @@ def _generator(seed: int, position: int) -> np.random.Generator:
 
 
 def _evaluate(transform: Callable[..., np.ndarray], image: Image, channels: int, position: int) -> Finish:
-    return lambda _: transform(_decoded(image, channels))
+    return lambda _: transform(decoded(image, channels))
 
 
-def _decoded(image: Image, channels: int) -> np.ndarray:
+def decoded(image: Image, channels: int) -> np.ndarray:
+    """uint8 `[height, width, channels]` of an image as a source gives it."""
     return decode(image, channels) if isinstance(image, bytes) else image
 
 

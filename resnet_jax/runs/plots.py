@@ -106,7 +106,8 @@ def _draw_run(error: Any, loss: Any, rows: Sequence[dict[str, Any]], style: dict
 
 def _draw_rates(axes: Any, runs: Sequence[Sequence[dict[str, Any]]]) -> None:
     """One line where all schedules are the same, as of seeds; of equal ones else, those below are wider."""
-    curves = [[(row["epoch"], row["learning_rate"]) for row in rows if row["split"] == "train"] for rows in runs]
+    # A run with an optimiser of the user's own may not know its rate.
+    curves = [[(row["epoch"], row["learning_rate"]) for row in rows if "learning_rate" in row] for rows in runs]
     styles: list[dict[str, Any]] = [line_style(number) for number in range(len(runs))]
     longest = max(curves, key=len)
     if len(runs) > 1 and all(_same_start(curve, longest) for curve in curves):

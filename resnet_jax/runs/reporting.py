@@ -3,13 +3,30 @@
 import datetime
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from resnet_jax.runs import scalars, storage
 from resnet_jax.runs.history import Records
 
 logger = logging.getLogger(__name__)
+
+
+class Callback:
+    """What a run tells somebody else, as a logger of W&B's or MLflow's: a subclass overrides what it wants to hear.
+
+    All are called in the first process alone, between two steps, and what they raise ends the run. A run that is killed
+    and started again tells once more of what lies between its last checkpoint and the kill.
+    """
+
+    def on_log(self, record: Mapping[str, Any]) -> None:
+        """After a window of training steps: its line of metrics.jsonl, which stands there by now."""
+
+    def on_evaluation(self, record: Mapping[str, Any]) -> None:
+        """After an evaluation: likewise."""
+
+    def on_save(self, step: int) -> None:
+        """A checkpoint of `step` has been handed over; it is being written, and may not be whole yet."""
 
 
 class Reporter:
@@ -22,6 +39,7 @@ class Reporter:
       num_steps: steps in all.
       active: False on every process but the first: nothing is then read, written or said.
       tensorboard: writes TensorBoard's files as well, where tensorboardX is installed.
+      callbacks: told of each record, and of each checkpoint.
       saved_step: asked for the step of the newest whole checkpoint, to name it when a record cannot be written.
 
     Raises:
@@ -36,11 +54,12 @@ class Reporter:
         num_steps: int,
         active: bool = True,
         tensorboard: bool = False,
+        callbacks: Sequence[Callback] = (),
         saved_step: Callable[[], int | None] | None = None,
     ) -> None:
         self._active, self._num_steps, self._saved_step = active, num_steps, saved_step
         self._sinks: list[Records | scalars.Scalars] = []
-        self._bar = None
+        self._callbacks, self._bar = callbacks if active else (), None
         if not active:
             return
         self._sinks.append(Records(workdir, first_step=first_step))
@@ -67,15 +86,22 @@ class Reporter:
         """A window of training steps that ends with `step`."""
         if not self._active:
             return
-        self._write(_record(step, "train", numbers))
+        record = _record(step, "train", numbers)
+        self._write(record)
+        self._say_train(step, numbers)
+        for callback in self._callbacks:
+            callback.on_log(record)
+
+    def _say_train(self, step: int, numbers: dict[str, float]) -> None:
         percent, rate = 100 * numbers["accuracy"], numbers["images_per_second"]
         if self._bar is not None:
             self._bar.set_postfix(loss=f"{numbers['loss']:.4f}", accuracy=f"{percent:.2f} %", images_s=f"{rate:,.0f}")
             self._bar.update(step - self._bar.n)
             return
         logger.info(
-            "step %d/%d  epoch %.2f  loss %.4f  accuracy %.2f %%  lr %.3g  %s images/s  ETA %s",
-            *(step, self._num_steps, numbers["epoch"], numbers["loss"], percent, numbers["learning_rate"]),
+            "step %d/%d  epoch %.2f  loss %.4f  accuracy %.2f %%  %s%s images/s  ETA %s",
+            *(step, self._num_steps, numbers["epoch"], numbers["loss"], percent),
+            f"lr {numbers['learning_rate']:.3g}  " if "learning_rate" in numbers else "",
             *(f"{rate:,.0f}", datetime.timedelta(seconds=round(numbers["seconds_left"]))),
         )
 
@@ -85,7 +111,14 @@ class Reporter:
         if self._active:
             self._write(record)
             self.say(f"step {step}  {accuracy_line(numbers)}  loss {numbers['loss']:.4f}")
+            for callback in self._callbacks:
+                callback.on_evaluation(record)
         return record
+
+    def saved(self, step: int) -> None:
+        """A checkpoint of `step` has been handed over."""
+        for callback in self._callbacks:
+            callback.on_save(step)
 
     def say(self, line: str) -> None:
         """A line for people, above the bar or in the log."""

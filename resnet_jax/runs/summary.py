@@ -18,7 +18,7 @@ from resnet_jax.runs import history, storage, workdirs
 Record = dict[str, Any]
 
 _NEEDED = {
-    "train": ("step", "epoch", "loss", "accuracy", "learning_rate", "images_per_second"),
+    "train": ("step", "epoch", "loss", "accuracy", "images_per_second"),
     "test": ("step", "epoch", "loss", "accuracy", "correct", "count"),
 }
 

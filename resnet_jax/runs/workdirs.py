@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -30,6 +30,7 @@ STARTS = "run.json"
 CLASSES = "classes.json"
 LOCK = ".lock"
 KEPT_STARTS = 1000
+EPOCHS = "num_epochs"
 
 # Keys that may differ between the starts of one run: they decide where, how fast and how often, but no number.
 FREE_KEYS = {
@@ -47,17 +48,18 @@ class WorkdirInUse(RuntimeError):
     """Another process trains in the workdir."""
 
 
-def claim(workdir: str, config: Any, *, writes: bool = True) -> None:
+def claim(workdir: str, config: Any, *, writes: bool = True, extend: bool = False) -> None:
     """Writes the resolved `config` (an ml_collections.ConfigDict) into `workdir`, unless another run lives there.
 
     Args:
       workdir: the folder of the run, on a disk or in a bucket.
       config: the resolved config.
       writes: False on every process but the first: it only compares.
+      extend: its `num_epochs` may be more than those of the run that lives there.
 
     Raises:
       ValueError: no workdir, one in a store that is not safe, or one whose config.json differs in a key that is not
-        in `FREE_KEYS`.
+        in `FREE_KEYS`; with `extend`, none to extend, or fewer epochs.
       NotWritten: disk full, no permission, bucket gone.
     """
     if not workdir:
@@ -68,8 +70,11 @@ def claim(workdir: str, config: Any, *, writes: bool = True) -> None:
     path = epath.Path(workdir) / CONFIG
     text = json.dumps(json.loads(config.to_json_best_effort()), indent=2) + "\n"
     there = storage.read_if_there(path)
+    if extend:
+        _check_more(workdir, there and _parse(path, there), config.num_epochs)
     if there is not None:
-        _check_same(workdir, _flat(_parse(path, there)), _flat(json.loads(text)))
+        free = FREE_KEYS | {EPOCHS} if extend else FREE_KEYS
+        _check_same(workdir, _flat(_parse(path, there)), _flat(json.loads(text)), free)
     if writes and there != text.encode():
         storage.write_whole(path, text.encode())
 
@@ -263,16 +268,26 @@ def load_starts(workdir: str) -> list[dict[str, Any]]:
         raise ValueError(f"{path} does not hold the starts of a run ({error}): move it away.") from error
 
 
-def _check_same(workdir: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+def _check_more(workdir: str, there: Mapping[str, Any] | None, num_epochs: float) -> None:
+    if there is None:
+        raise ValueError(f"{workdir} holds no run that could have more epochs: start one without --extend-to.")
+    if num_epochs < there[EPOCHS]:
+        raise ValueError(f"--extend-to={num_epochs:g}: the run in {workdir} has {there[EPOCHS]:g} epochs; give more.")
+
+
+def _check_same(
+    workdir: str, there: Mapping[str, Any], here: Mapping[str, Any], free: Collection[str] = FREE_KEYS
+) -> None:
     differences = [
         f"  config.{key}: {_shown(key, there)} there, {_shown(key, here)} now"
         for key in sorted(here.keys() | there.keys())
-        if here.get(key) != there.get(key) and key not in FREE_KEYS
+        if here.get(key) != there.get(key) and key not in free
     ]
     if differences:
         raise ValueError(
             f"{workdir} belongs to another run:\n" + "\n".join(differences) + "\n"
-            "Use another --workdir, or start with that run's config to continue it."
+            "Start with that run's config to go on with it, with --extend-to=EPOCHS for more of them; or use another "
+            f"--workdir, which --config.init_from={workdir} starts from its weights."
         )
 
 

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from resnet_jax.data.images import pillow
 from resnet_jax.data.sources import base
 from resnet_jax.models import variants
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.step import parts as optimizer_parts
 from resnet_jax.step.parallel import AXIS, Parallel, check_divisible, device_groups, parallelize
 from resnet_jax.step.step import TrainState, create_train_state, eval_step, train_step
 from resnet_jax.training import initial, inputs, recipe
@@ -24,24 +25,34 @@ from resnet_jax.weights import convert, finite
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What a config describes, but for the data themselves; `config` with what it left open filled in."""
+    """What a config describes, but for the data themselves; `config` with what it left open filled in.
+
+    Attributes:
+      model: the network, or a module of the user's own.
+      schedule: the rate at each step; None where an optimiser of the user's own keeps it to itself.
+      image_shape: of what the network sees, `[height, width, channels]`.
+      start: variables that the run starts from; None: random ones, or those of `config.init_from`.
+    """
 
     config: ml_collections.ConfigDict
     facts: base.Facts
     steps_per_epoch: int
     num_steps: int
-    model: ResNet
-    schedule: optax.Schedule
+    model: Any
+    schedule: optax.Schedule | None
     tx: optax.GradientTransformation
     frozen: tuple[str, ...]
     parallel: Parallel
+    image_shape: tuple[int, int, int]
+    start: Any = None
 
     def create_state(self) -> TrainState:
         """The state of step 0 on the devices: random parameters, or those of `config.init_from` in its dtypes."""
         # One jitted function with a stated sharding makes every array on every device, each with a buffer of its
         # own: the first step donates them.
         create = jax.jit(self._create, out_shardings=self.parallel.state_sharding)
-        return create(self.load_initial()) if self.config.init_from else create()
+        start = self.load_initial() if self.config.init_from else self.start
+        return create() if start is None else create(start)
 
     def load_initial(self) -> Any:
         """The variables that `config.init_from` names, fitted to the model, in the dtypes of its state.
@@ -71,17 +82,48 @@ class Experiment:
 
     def _create(self, variables: Any = None) -> TrainState:
         if variables is None:
-            variables = _initialise(self.model, self.config, self.facts)
+            variables = _initialise(self.model, self.config.seed, self.image_shape)
         ema = bool(self.config.ema.decay)
         return create_train_state(self.model, variables, self.tx, ema=ema, frozen=self.frozen)
 
 
+# In a config: a part that was a Python object, which no file can hold.
+GIVEN = "given"
+# Keys that an optimiser of the user's own leaves to the config.
+BESIDE_TX = ("optimizer.label_smoothing",)
+
+
+class Own(NamedTuple):
+    """Parts of an experiment that no config can describe; None stands for those that it does.
+
+    Attributes:
+      model: a Linen module with the contract of `ResNet`.
+      tx: an optimiser, with its schedule inside.
+      schedule: of `tx`, for the records.
+      image_shape: of what the model sees.
+      variables: that the run starts from.
+    """
+
+    model: Any = None
+    tx: optax.GradientTransformation | None = None
+    schedule: optax.Schedule | None = None
+    image_shape: tuple[int, int, int] | None = None
+    variables: Any = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Run(Experiment):
-    """An experiment with its data, ready to be run."""
+    """An experiment with its data, ready to be run.
 
-    train_data: base.Dataset
-    test_data: base.Dataset
+    Attributes:
+      train_transforms: first step -> function of (image, rng) that makes the images from that step on.
+      eval_transform: function of an image.
+    """
+
+    train_data: base.Dataset = dataclasses.field(kw_only=True)
+    test_data: base.Dataset = dataclasses.field(kw_only=True)
+    train_transforms: Mapping[int, pipeline.Transform] = dataclasses.field(kw_only=True)
+    eval_transform: Callable[..., Any] = dataclasses.field(kw_only=True)
 
 
 def build(config: ml_collections.ConfigDict) -> Run:
@@ -90,22 +132,59 @@ def build(config: ml_collections.ConfigDict) -> Run:
     Raises:
       ValueError: keys that contradict each other, the data, or the devices; the message names both sides.
     """
+    _refuse_given(config)
     train_data, test_data = _open(config)
-    experiment = design(config, base.facts(train_data, test_data))
-    found, wanted = base.fingerprint(train_data, test_data), experiment.config.data.fingerprint
+    return with_data(design(config, base.facts(train_data, test_data)), train_data, test_data)
+
+
+def with_data(
+    experiment: Experiment,
+    train_data: base.Dataset,
+    test_data: base.Dataset,
+    transform: pipeline.Transform | None = None,
+    eval_transform: Callable[..., Any] | None = None,
+) -> Run:
+    """The run of an experiment on its data; transforms are those of its config, where others are not given.
+
+    Raises:
+      ValueError: `config.data.fingerprint` is that of other data.
+    """
+    config = experiment.config
+    found, wanted = base.fingerprint(train_data, test_data), config.data.fingerprint
     if wanted not in ("", found):
         raise ValueError(
             f"config.data.fingerprint={wanted!r}, but that of {config.data.name!r} is {found!r}: its images, labels or "
             "classes are others. Give the data that the config was written for, or leave the fingerprint empty."
         )
-    experiment.config.data.fingerprint = found
-    return Run(**vars(experiment), train_data=train_data, test_data=test_data)
+    config.data.fingerprint = found
+    sizes = inputs.train_sizes(config, experiment.steps_per_epoch)
+    return Run(
+        **vars(experiment),
+        train_data=train_data,
+        test_data=test_data,
+        train_transforms=(
+            {first: inputs.train_transform(config.data, size) for first, size in sizes.items()}
+            if transform is None
+            else {0: transform}
+        ),
+        eval_transform=eval_transform or inputs.eval_transform(config.data),
+    )
 
 
 def design(
-    config: ml_collections.ConfigDict, facts: base.Facts, devices: Sequence[jax.Device] | None = None
+    config: ml_collections.ConfigDict,
+    facts: base.Facts,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    own: Own | None = None,
 ) -> Experiment:
     """All but the data: for `devices` (by default, those of this run), which need not be attached.
+
+    Args:
+      config: the experiment.
+      facts: of its data.
+      devices: that it runs on.
+      own: what a user gives in place of what the config would make.
 
     Raises:
       ValueError: as `build`.
@@ -122,9 +201,16 @@ def design(
         raise ValueError(
             f"config.profile_steps={tuple(config.profile_steps)} begin after the last of the run's {num_steps} steps."
         )
-    schedule = recipe.create_schedule(config, steps_per_epoch=steps_per_epoch, num_steps=num_steps)
-    model = _create_model(config, num_devices)
-    parts = recipe.resolve_parts(config, lambda: jax.eval_shape(functools.partial(_initialise, model, config, facts)))
+    own, size = own or Own(), config.data.image_size
+    image_shape = own.image_shape or (size, size, facts.channels)
+    model = own.model or _create_model(config, num_devices)
+    schedule, tx, parts = own.schedule, own.tx, optimizer_parts.Parts()
+    if tx is None:
+        schedule = recipe.create_schedule(config, steps_per_epoch=steps_per_epoch, num_steps=num_steps)
+        parts = recipe.resolve_parts(
+            config, lambda: jax.eval_shape(functools.partial(_initialise, model, config.seed, image_shape))
+        )
+        tx = recipe.create_optimizer(config, schedule, parts.rates)
     if parts.freeze_norm is not None:
         config.model.kwargs.freeze_norm = parts.freeze_norm
         model = model.clone(freeze_norm=parts.freeze_norm)
@@ -135,9 +221,11 @@ def design(
         num_steps=num_steps,
         model=model,
         schedule=schedule,
-        tx=recipe.create_optimizer(config, schedule, parts.rates),
+        tx=tx,
         frozen=parts.frozen,
         parallel=_parallelize(config, steps_per_epoch, devices),
+        image_shape=image_shape,
+        start=own.variables,
     )
 
 
@@ -147,7 +235,7 @@ def train_batches(run: Run, start_step: int) -> Any:
     batches = pipeline.train_batches(
         run.train_data,
         batch_size=run.config.batch_size,
-        transform={first: inputs.train_transform(data, size) for first, size in sizes.items()},
+        transform=run.train_transforms,
         seed=run.config.seed,
         start_step=start_step,
         repeats=data.repeats,
@@ -161,7 +249,7 @@ def eval_batches(run: Run) -> Any:
     return pipeline.eval_batches(
         run.test_data,
         batch_size=run.config.batch_size,
-        transform=inputs.eval_transform(run.config.data),
+        transform=run.eval_transform,
         **_reading(run.config.data),
     )
 
@@ -182,12 +270,24 @@ def _open(config: ml_collections.ConfigDict) -> tuple[base.Dataset, base.Dataset
         raise ValueError(f"config.data.held_out={data.held_out}: {error}") from error
 
 
+def _refuse_given(config: ml_collections.ConfigDict) -> None:
+    """A run that was started from Python goes on there."""
+    for key in ("data", "model", "optimizer"):
+        if str(config[key].name).startswith(GIVEN):
+            raise ValueError(
+                f"config.{key}.name={config[key].name!r}: the run was started from Python, with what no config can "
+                "hold. training.fit goes on with it; resnet_jax.load_pretrained opens its weights, if they are of one "
+                "of these networks."
+            )
+
+
 def data_facts(config: ml_collections.ConfigDict) -> base.Facts:
     """What `design` must know of the config's data: of a stock data set without having it, else by opening it.
 
     Raises:
       ValueError: the data cannot be opened.
     """
+    _refuse_given(config)
     name = config.data.name.removeprefix(base.TFDS_PREFIX)
     if name in base.STOCK:
         facts, held_out = base.STOCK[name], config.data.held_out
@@ -240,7 +340,7 @@ def _check(config: ml_collections.ConfigDict, facts: base.Facts, num_devices: in
             f"config.accumulate_steps={config.accumulate_steps} does not divide the {share} images of each device "
             f"(config.batch_size={config.batch_size} over {num_devices}): give a divisor."
         )
-    recipe.check(config, rows=share // config.accumulate_steps)
+    recipe.check(config, rows=share // config.accumulate_steps, own_optimizer=config.optimizer.name == GIVEN)
     if config.keep_checkpoints < 1 or config.keep_best < 0:
         raise ValueError(
             f"config.keep_checkpoints={config.keep_checkpoints} must be 1 or more, and "
@@ -286,8 +386,6 @@ def _create_model(config: ml_collections.ConfigDict, num_devices: int) -> ResNet
     )
 
 
-def _initialise(model: ResNet, config: ml_collections.ConfigDict, facts: base.Facts) -> Any:
+def _initialise(model: Any, seed: int, image_shape: tuple[int, int, int]) -> Any:
     """Random variables, of the config's seed."""
-    size = config.data.image_size
-    images = jnp.zeros((1, size, size, facts.channels))
-    return model.init(jax.random.key(config.seed), images, train=False)
+    return model.init(jax.random.key(seed), jnp.zeros((1, *image_shape)), train=False)

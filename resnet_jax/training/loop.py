@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -15,7 +15,7 @@ from resnet_jax.runs import history, plots, reporting, workdirs
 from resnet_jax.step import metrics
 from resnet_jax.step.parallel import connect
 from resnet_jax.step.step import TrainState
-from resnet_jax.training import checkpoint, experiment, hosts
+from resnet_jax.training import checkpoint, experiment, hosts, recipe
 from resnet_jax.training.trace import Trace
 from resnet_jax.training.window import Window, check_unreadable
 
@@ -26,12 +26,17 @@ class Preempted(RuntimeError):
     """The run was told to make way; it has saved, and the same command goes on with it."""
 
 
-def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
+def train(config: ml_collections.ConfigDict, workdir: str, *, extend: bool = False) -> dict[str, Any]:
     """Trains, or goes on training, in `workdir`; returns the record of the last evaluation.
 
     A run that was killed and is started again ends with the same bits as one that was not: the checkpoint holds the
     whole state, and batches are a function of the seed and the step alone. On several hosts, each calls this with the
     same config and a `workdir` that all of them see; the first alone writes for people.
+
+    Args:
+      config: the experiment.
+      workdir: the folder of the run.
+      extend: the run in `workdir` may have had fewer epochs; all else of it goes on as it is.
 
     Raises:
       ValueError: the config contradicts itself, or `workdir` belongs to another run.
@@ -45,16 +50,26 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     """
     use_compilation_cache(config.compilation_cache_dir)
     compiler.warn()
-    run = experiment.build(config)
+    _, record = train_run(experiment.build(config), workdir, extend=extend)
+    return record
+
+
+def train_run(
+    run: experiment.Run, workdir: str, *, callbacks: Sequence[reporting.Callback] = (), extend: bool = False
+) -> tuple[TrainState, dict[str, Any]]:
+    """`train` of what has been built; `callbacks` are told of it in the first process. Also returns the last state."""
     check_hosts(run)
     with workdirs.alone(workdir, writes=hosts.is_first()):
-        return _train(run, workdir)
+        return _train(run, workdir, callbacks, extend)
 
 
-def _train(run: experiment.Run, workdir: str) -> dict[str, Any]:
+def _train(
+    run: experiment.Run, workdir: str, callbacks: Sequence[reporting.Callback], extend: bool
+) -> tuple[TrainState, dict[str, Any]]:
     if run.config.init_from and not (epath.Path(workdir) / workdirs.CONFIG).exists():
         run.load_initial()  # weights that do not fit must not bind the workdir to a config that names them
-    workdirs.claim(workdir, run.config, writes=hosts.is_first())
+    added = _extension(run, workdir) if extend else ""
+    workdirs.claim(workdir, run.config, writes=hosts.is_first(), extend=extend)
     workdirs.keep_class_names(workdir, run.train_data.class_names, writes=hosts.is_first())
     _check_shared(workdir)
     scores: dict[int, float] = {}  # step -> test accuracy
@@ -77,12 +92,32 @@ def _train(run: experiment.Run, workdir: str) -> dict[str, Any]:
             active=hosts.is_first(),
             tensorboard=run.config.tensorboard,
             saved_step=checkpoints.saved_step,
+            callbacks=callbacks,
         )
         with reporter, trace:
-            last = _Steps(run, checkpoints, reporter, scores, preemption).make(state, trace)
+            if added:
+                reporter.say(added)
+            state, last = _Steps(run, checkpoints, reporter, scores, preemption).make(state, trace)
     if hosts.is_first():
         plots.leave_curves(workdir)
-    return last or before[-1]
+    return state, last or before[-1]
+
+
+def _extension(run: experiment.Run, workdir: str) -> str:
+    """What more epochs make of the schedule, in words; "" where nothing is added."""
+    there = (epath.Path(workdir) / workdirs.CONFIG).exists() and workdirs.load_config(workdir)[workdirs.EPOCHS]
+    if not there or there == run.config.num_epochs:
+        return ""  # a start of before has said it; or there is nothing to extend, which `claim` says
+    line = f"{there:g} epochs become {run.config.num_epochs:g}: step {run.num_steps} is the last"
+    if run.schedule is None:
+        return line
+    steps = round(there * run.steps_per_epoch)
+    earlier = recipe.create_schedule(run.config, steps_per_epoch=run.steps_per_epoch, num_steps=steps)
+    before, after = float(earlier(steps - 1)), float(run.schedule(steps))
+    return (
+        f"{line}. The schedule is that of a run of so many epochs from its start: the rate goes on from {after:.3g} at "
+        f"step {steps}, having come to {before:.3g}"
+    )
 
 
 def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
@@ -134,7 +169,7 @@ def check_hosts(run: experiment.Run) -> None:
     devices = {"number of devices": jax.local_device_count()}
     hosts.agree(facts | versions | devices, "Start all of them with the same command, data and environment.")
     if jax.process_count() > 1:
-        connect(run.model.axis_index_groups)
+        connect(getattr(run.model, "axis_index_groups", None))
 
 
 def _check_shared(workdir: str) -> None:
@@ -176,8 +211,8 @@ class _Steps:
         self._scores = scores  # step -> test accuracy, of this start and those before it
         self._window = Window(run.config.batch_size, run.facts.num_train, run.config.data.max_unreadable)
 
-    def make(self, state: TrainState, trace: Trace) -> dict[str, Any] | None:
-        """Makes them; returns the record of the last evaluation, if there was one."""
+    def make(self, state: TrainState, trace: Trace) -> tuple[TrainState, dict[str, Any] | None]:
+        """Makes them; returns the state after the last and the record of the last evaluation, if there was one."""
         run, step, waiting = self._run, int(state.step), None
         # A start that was killed or told to stop may have saved a step and not yet evaluated it.
         last = self._evaluate(step, state) if step and self._evaluates(step) and step not in self._scores else None
@@ -207,7 +242,7 @@ class _Steps:
                         self._make_way(step, state)
                     last = self._evaluate_and_save(step, state) or last
                     self._window.restart()
-        return last
+        return state, last
 
     # What is due after a step:
 
@@ -231,7 +266,9 @@ class _Steps:
     def _report(self, step: int, state: TrainState) -> None:
         numbers, run = self._window.close(), self._run
         self._window.check(step, state)  # after the clock has stopped, and before anything is written
-        position = {"epoch": step / run.steps_per_epoch, "learning_rate": float(run.schedule(step - 1))}
+        position = {"epoch": step / run.steps_per_epoch}
+        if run.schedule is not None:
+            position["learning_rate"] = float(run.schedule(step - 1))
         left = (run.num_steps - step) * numbers.pop("seconds_per_step")
         self._reporter.train(step, position | numbers | {"seconds_left": left})
 
@@ -255,6 +292,7 @@ class _Steps:
     def _save(self, step: int, state: TrainState) -> None:
         self._reporter.flush()  # a checkpoint never stands without the numbers of the steps before it
         self._checkpoints.save(step, state)
+        self._reporter.saved(step)
 
     def _make_way(self, step: int, state: TrainState) -> NoReturn:
         """Saves; what else is due after this step is done on the next start."""

@@ -88,18 +88,20 @@ def _loss(config: ml_collections.ConfigDict) -> Any:
     )
 
 
-def check(config: ml_collections.ConfigDict, *, rows: int) -> None:
+def check(config: ml_collections.ConfigDict, *, rows: int, own_optimizer: bool = False) -> None:
     """Refuses a recipe that contradicts itself.
 
     Args:
       config: resolved.
       rows: images that a device works through at a time.
+      own_optimizer: `config.optimizer` and `config.schedule` describe none.
 
     Raises:
       ValueError: naming the keys on both sides, and the way out.
     """
-    _check_optimizer(config.optimizer)
-    _check_schedule(config)
+    if not own_optimizer:
+        _check_optimizer(config.optimizer)
+        _check_schedule(config)
     _check_loss(config)
     _check_mix(config, rows)
     _check_ema(config)

@@ -1,0 +1,240 @@
+"""Training from Python: a model, data and an optimiser, ours or anybody's, in the loop that `train.py` runs."""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from resnet_jax import compiler
+from resnet_jax.configs import default
+from resnet_jax.data import pipeline
+from resnet_jax.data.sources import base, own
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.runs import history, reporting
+from resnet_jax.training import experiment, loop
+from resnet_jax.weights.published import timm_config
+
+# Of a run in `timm_config`'s sense, but of the training that a config describes.
+OF_TRAINING = ("dtype", "remat", "freeze_norm", "drop_rate", "drop_path_rate", "drop_block_rate")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What `fit` leaves.
+
+    Attributes:
+      variables: what was evaluated last, `{"params": ..., "batch_stats": ...}`: of a run that keeps a moving average,
+        that.
+      record: of the last evaluation: `loss`, `accuracy`, `correct`, `count`, `step`, ...
+      history: all records of metrics.jsonl, for `pandas.DataFrame(fitted.history)`.
+      workdir: with checkpoints, curves and all that `resnet-jax report` shows.
+    """
+
+    variables: Mapping[str, Any]
+    record: Mapping[str, Any]
+    history: Sequence[Mapping[str, Any]]
+    workdir: str
+
+
+def fit(
+    model: nn.Module,
+    train_data: Any,
+    test_data: Any,
+    *,
+    workdir: str | os.PathLike[str],
+    num_epochs: float,
+    batch_size: int = 64,
+    tx: optax.GradientTransformation | None = None,
+    schedule: optax.Schedule | None = None,
+    variables: Mapping[str, Any] | None = None,
+    transform: pipeline.Transform | None = None,
+    eval_transform: Callable[[np.ndarray], np.ndarray] | None = None,
+    class_names: Sequence[str] | None = None,
+    callbacks: Sequence[reporting.Callback] = (),
+    config: Mapping[str, Any] | None = None,
+    extend: bool = False,
+) -> Fitted:
+    """Trains `model`, or goes on with the run in `workdir`, which ends with the same bits however often it is killed.
+
+        fitted = fit(resnet18(num_classes=2), (images, labels), (test_images, test_labels),
+                     workdir="runs/mine", num_epochs=10, config={"optimizer.learning_rate": 0.05})
+        logits = model.apply(fitted.variables, normalised_images, train=False)
+
+    Images are uint8, and normalised on the device by mean and std of the training images, unless `config` states
+    others. What is given as a Python object, and not by a key of the config, cannot be compared when the run goes on:
+    it is for the caller to give the same again.
+
+    Args:
+      model: one of this package, or any Linen module that maps float images `[batch, h, w, c]` to logits
+        `[batch, num_classes]`, called with `train=` True or False, with no other collections of variables than
+        `params` and `batch_stats`. Random numbers in training come by the name "dropout".
+      train_data: anything with `__len__` and `__getitem__` (see `data.sources.own.wrap`), two arrays of images and
+        labels, or a `Dataset` of this package.
+      test_data: likewise, evaluated after each epoch.
+      workdir: folder of the run, made if need be.
+      num_epochs: passes over the training data, in all.
+      batch_size: images a step, over all devices.
+      tx: an optimiser of Optax's, with its schedule inside; by default the one that `config` describes: SGD with
+        momentum, cosine and a warm-up.
+      schedule: the rate at each step of `tx`, for the records.
+      variables: to start from, as `load_pretrained` gives them; by default random ones.
+      transform: function of (image, numpy.random.Generator), both uint8 `[h, w, c]`, for training; by default what
+        `config` describes, and without any key of it the image as it is.
+      eval_transform: function of an image, likewise.
+      class_names: in the order of the labels; by default "0", "1", ...
+      callbacks: told of each record and checkpoint.
+      config: other keys of `resnet_jax/configs/default.py`, dotted: `{"ema.decay": 0.999, "data.flip": True}`.
+      extend: the run in `workdir` may have had fewer epochs.
+
+    Raises:
+      ValueError: what is given contradicts itself, or `workdir` belongs to another run.
+      And as `loop.train`.
+    """
+    folder = os.path.expanduser(os.fspath(workdir))
+    with _shown():
+        loop.use_compilation_cache(default.get_config().compilation_cache_dir)
+        compiler.warn()
+        changes = {"num_epochs": float(num_epochs), "batch_size": batch_size, **(config or {})}
+        parts = experiment.Own(tx=tx, schedule=schedule, variables=variables)
+        data = own.wrap(train_data, "train"), own.wrap(test_data, "test")
+        run = _build(model, *data, parts, transform, eval_transform, class_names, changes)
+        state, record = loop.train_run(run, folder, callbacks=callbacks, extend=extend)
+    last = state.variables if state.ema is None else state.ema
+    return Fitted(last, record, history.read_metrics(folder), folder)
+
+
+# The parts ----------------------------------------------------------------------------------------------
+
+
+def _build(
+    model: nn.Module,
+    train_data: base.Dataset,
+    test_data: base.Dataset,
+    parts: experiment.Own,
+    transform: pipeline.Transform | None,
+    eval_transform: Callable[[np.ndarray], np.ndarray] | None,
+    class_names: Sequence[str] | None,
+    changes: Mapping[str, Any],
+) -> experiment.Run:
+    first = pipeline.decoded(train_data.source[0]["image"], train_data.channels)
+    config = _config(train_data, first.shape[0], changes)
+    size = config.data.image_size
+    shape = (size, size, first.shape[-1]) if eval_transform is None else np.shape(eval_transform(first))
+    num_classes = _num_classes(model, shape)
+    names = class_names or train_data.class_names or tuple(map(str, range(num_classes)))
+    train_data, test_data = (dataclasses.replace(data, class_names=tuple(names)) for data in (train_data, test_data))
+    if test_data.channels != train_data.channels:
+        raise ValueError(f"train_data have {train_data.channels} channels, and test_data {test_data.channels}.")
+    config.model.num_classes = num_classes
+    name, kwargs = _described(model)
+    config.model.name = name
+    config.model.kwargs.update(kwargs)
+    if parts.tx is not None:
+        _leave_out_optimizer(config, changes)
+    _set(config, changes)
+    facts = dataclasses.replace(base.facts(train_data, test_data), channels=shape[-1])
+    parts = parts._replace(model=model if name.startswith(experiment.GIVEN) else None, image_shape=shape)
+    designed = experiment.design(config, facts, own=parts)
+    for key, given in (("crop", transform), ("eval_interpolation", eval_transform)):
+        if given is not None:
+            designed.config.data[key] = experiment.GIVEN  # so that nobody takes it for what the config says
+    return experiment.with_data(designed, train_data, test_data, transform, eval_transform)
+
+
+def _config(train_data: base.Dataset, height: int, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The default config, of these data, with images as they are."""
+    config = default.get_config()
+    config.data.name, config.data.crop, config.data.image_size = experiment.GIVEN, "none", height
+    config.data.mean, config.data.std = _mean_and_std(train_data)
+    _set(config, changes)
+    return config
+
+
+def _set(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> None:
+    try:
+        config.update_from_flattened_dict(dict(changes))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"config={dict(changes)}: {error}".replace("\n", " ")) from error
+
+
+def _mean_and_std(data: base.Dataset, most: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of each channel, in units of full scale, to four digits; of `most` images that are spread over the split."""
+    count = min(len(data), most)
+    images = (pipeline.decoded(data.source[len(data) * i // count]["image"], data.channels) for i in range(count))
+    sums = np.array([[image.size / image.shape[-1], *_moments(image)] for image in images], dtype=object).sum(0)
+    mean = sums[1] / sums[0]
+    std = np.sqrt(np.maximum(sums[2] / sums[0] - mean**2, 0))
+    return tuple(np.round(mean, 4).tolist()), tuple(np.maximum(np.round(std, 4), 1e-4).tolist())
+
+
+def _moments(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    values = image.reshape(-1, image.shape[-1]).astype(np.float64) / 255
+    return values.sum(0), (values**2).sum(0)
+
+
+def _num_classes(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """The width of what `model` gives; refuses one that is no classifier of images."""
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    logits, variables = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, train=False), images)
+    what = f"{type(model).__name__} maps images {list(images.shape)} to"
+    if getattr(logits, "ndim", 0) != 2 or logits.shape[0] != 1 or getattr(model, "num_classes", 1) == 0:
+        raise ValueError(f"{what} {jax.tree.map(jnp.shape, logits)}, and must give logits [batch, num_classes].")
+    if others := sorted(variables.keys() - {"params", "batch_stats"}):
+        raise ValueError(f"{what} logits by variables of {others}: only params and batch_stats can be trained here.")
+    return int(logits.shape[1])
+
+
+def _described(model: nn.Module) -> tuple[str, dict[str, Any]]:
+    """Name and fields for the config; of what it cannot describe, only what it is."""
+    if isinstance(model, ResNet):
+        with contextlib.suppress(ValueError):  # a field that is a function
+            name, fields = timm_config.name_and_arguments(model)
+            fields = {field: value for field, value in fields.items() if field != "num_classes"}
+            return name, {"dtype": None} | fields | _of_training(model)
+    return f"{experiment.GIVEN}: {type(model).__module__}.{type(model).__qualname__}", {}
+
+
+def _of_training(model: ResNet) -> dict[str, Any]:
+    usual = ResNet(stage_sizes=model.stage_sizes, block=model.block)
+    found = {field: getattr(model, field) for field in OF_TRAINING if getattr(model, field) != getattr(usual, field)}
+    return found | ({"dtype": jnp.dtype(model.dtype).name} if model.dtype is not None else {})
+
+
+def _leave_out_optimizer(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> None:
+    """Takes out of the config what a given optimiser decides."""
+    beside = [key for key in changes if key.startswith(("optimizer.", "schedule.")) and key not in experiment.BESIDE_TX]
+    if beside:
+        raise ValueError(f"tx is given, and so {', '.join(beside)} in config would have no effect: leave one out.")
+    kept = {key.partition(".")[2]: config.optimizer[key.partition(".")[2]] for key in experiment.BESIDE_TX}
+    with config.unlocked():
+        config.optimizer = ml_collections.ConfigDict({"name": experiment.GIVEN, **kept})
+        config.schedule = ml_collections.ConfigDict({"name": experiment.GIVEN})
+
+
+@contextlib.contextmanager
+def _shown() -> Iterator[None]:
+    """Shows the lines of a run where nobody has said how logs are to be shown, as in a notebook."""
+    logger = logging.getLogger("resnet_jax")
+    if logger.hasHandlers() or logger.isEnabledFor(logging.INFO):
+        yield
+        return
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
