@@ -17,7 +17,8 @@ from resnet_jax.weights.files import formats
 from resnet_jax.weights.published import timm_config
 
 Variables = dict[str, Any]
-FORMATS = ("safetensors", "torch", "timm", "orbax")
+FORMATS = ("safetensors", "torch", "timm", "transformers", "orbax")
+FOLDERS = ("timm", "transformers", "orbax")
 
 
 def add_verb(verbs: Any) -> None:
@@ -28,7 +29,9 @@ def add_verb(verbs: Any) -> None:
     verb.add_argument("--num-classes", type=int, help="0 leaves the head out; any other number must be that of SOURCE")
     verb.add_argument("--keep-dtype", action="store_true", help="keep float16 and bfloat16, which become float32 else")
     verb.add_argument(
-        "--out", required=True, help="FILE.safetensors or FILE.pth (PyTorch's names), or a folder (Orbax, or timm's)"
+        "--out",
+        required=True,
+        help="FILE.safetensors or FILE.pth (PyTorch's names), or a folder (Orbax, timm's, transformers')",
     )
     verb.add_argument("--format", choices=FORMATS, help="of OUT; by default what its name says, and of a folder orbax")
     net.add_source(verb)
@@ -66,7 +69,7 @@ def _format(out: str, given: str | None) -> str:
     suffix = pathlib.PurePath(out).suffix.lower() if not out.endswith("/") else ""
     suffix = suffix if any(map(str.isalpha, suffix)) else ""  # runs/v1.0 is a folder
     by_suffix = {".safetensors": "safetensors", **dict.fromkeys(formats.TORCH_SUFFIXES, "torch")}
-    if suffix and suffix not in by_suffix and given not in ("orbax", "timm"):
+    if suffix and suffix not in by_suffix and given not in FOLDERS:
         raise ValueError(
             f"--out={out}: weights are written as {', '.join(by_suffix)}, or into a folder: its name ends in / then."
         )
@@ -101,15 +104,16 @@ def _write(out: epath.Path, form: str, model: ResNet, variables: Variables, sour
             f"{source.text} names {len(names)} classes; the head has {model.num_classes}, and is written without names"
         )
         names = None
-    if form == "timm":
-        pretrained.save_pretrained(
-            model, variables, out, preprocessing=preprocessing, label_names=names, overwrite=True, allow_nonfinite=True
-        )
+    if form in ("timm", "transformers"):
+        stated: dict[str, Any] = {"preprocessing": preprocessing, "label_names": names}
+        pretrained.save_pretrained(model, variables, out, format=form, **stated, overwrite=True, allow_nonfinite=True)
     elif form == "orbax":
         from resnet_jax.weights.files import orbax_folder
 
         if names or preprocessing:
-            net.say("a folder of Orbax's has no place for class names and preprocessing: --format=timm has")
+            net.say(
+                "a folder of Orbax's has no place for class names and preprocessing: --format=timm or transformers has"
+            )
         orbax_folder.save_variables(str(out), variables)
     else:
         tensors = convert.to_torch(model, variables, allow_nonfinite=True)

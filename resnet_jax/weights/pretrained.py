@@ -1,13 +1,10 @@
 """Weights by name or by place: from a source to a model and its variables, and from those to a folder."""
 
-import contextlib
 import json
 import logging
 import os
 import pathlib
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -19,9 +16,10 @@ from resnet_jax.models.variants import create_model
 from resnet_jax.weights import convert, finite
 from resnet_jax.weights.adapt import adapt
 from resnet_jax.weights.files import formats
-from resnet_jax.weights.published import timm_config
+from resnet_jax.weights.files.replacing import replacing_folder
+from resnet_jax.weights.published import timm_config, transformers_config
 from resnet_jax.weights.resolve import OF_THE_FUNCTION, resolve
-from resnet_jax.weights.sources import CONFIG, WEIGHTS, locate
+from resnet_jax.weights.sources import CONFIG, WEIGHTS, is_url, locate
 
 if TYPE_CHECKING:
     from resnet_jax.data.transforms import Preprocessing
@@ -82,9 +80,12 @@ def load_pretrained(
       WeightFileError, ConversionError: the file cannot be read, is of another network, or would put NaN, infinities or
         negative variances into the variables.
     """
-    found = locate(source)
     changes = overrides | ({} if num_classes is None else {"num_classes": num_classes})
-    create_model(network or found.name or "resnet50", **changes)  # refuses a bad one before anything is downloaded
+    # What is wrong is refused before anything is downloaded, also where the file itself says what it is of.
+    if is_url(source):
+        create_model(network or "resnet50", **changes)
+    found = locate(source)
+    create_model(network or found.name or "resnet50", **changes)
     fields = {} if found.name else {field: value for field, value in overrides.items() if field in DECIDING}
     drop = [drop] if isinstance(drop, str) else drop
     opened = resolve(found, name=network, fields=fields, ema=ema, container=container, prefix=prefix, drop=drop)
@@ -107,6 +108,7 @@ def save_pretrained(
     variables: Mapping[str, Any],
     folder: str | os.PathLike[str],
     *,
+    format: str = "timm",
     preprocessing: "Preprocessing | None" = None,
     label_names: Sequence[str] | None = None,
     overwrite: bool = False,
@@ -116,35 +118,53 @@ def save_pretrained(
 
     It holds `model.safetensors`, under PyTorch's names, and timm's `config.json`; it appears whole or not at all. Where
     timm does not have the network (`cifar_*`, another stem), it says so instead of building another.
+    `format="transformers"` writes one for `AutoModelForImageClassification.from_pretrained` and
+    `AutoImageProcessor.from_pretrained`, of the networks that these have.
 
     Args:
       model: the network, or its name.
       variables: its variables, NumPy or JAX arrays.
       folder: where to; `~` is understood.
+      format: "timm" or "transformers".
       preprocessing: what images need in evaluation. Without it timm assumes its own default, which is logged.
       label_names: of the classes, in the order of the logits.
-      overwrite: replace a folder that holds nothing but such files.
+      overwrite: replace a folder that holds nothing but such files. It stands until the new one is complete.
       allow_nonfinite: write NaN, infinities and negative variances too, which whoever reads the folder has to allow.
 
     Raises:
       ConversionError: the variables are not those of the model, or hold NaN, infinities or negative variances.
-      ValueError: the folder exists; labels of another number; a field of the model that no file can hold.
+      ValueError: the folder exists; labels of another number; a field of the model that no file can hold; another
+        format, or a network that transformers does not have.
     """
     if isinstance(model, str):
         head = variables["params"].get("fc")
         model = create_model(model, num_classes=head["bias"].shape[-1] if head else 0)
+    if format not in ("timm", "transformers"):
+        raise ValueError(f"format={format!r} must be 'timm' or 'transformers'.")
     tensors = convert.to_torch(model, variables, allow_nonfinite=allow_nonfinite)
-    config = timm_config.describe(model, tensors, preprocessing, label_names)
+    if format == "transformers":
+        first_conv = next(conv for conv in reversed(convert.FIRST_CONVS) if f"{conv}.weight" in tensors)
+        in_channels = tensors[f"{first_conv}.weight"].shape[1]
+        texts = {CONFIG: transformers_config.describe(model, in_channels, label_names)}
+        texts |= {transformers_config.PROCESSOR: transformers_config.processor(preprocessing)} if preprocessing else {}
+        tensors = transformers_config.named(tensors)
+    else:
+        texts = {CONFIG: timm_config.describe(model, tensors, preprocessing, label_names)}
     if preprocessing is None:
-        logger.warning("%s: no preprocessing given: timm will assume ImageNet's mean and std at 224 pixels.", folder)
-    with _appearing(pathlib.Path(folder).expanduser(), overwrite) as temporary:
+        logger.warning(
+            "%s: no preprocessing given: whoever reads it will assume ImageNet's mean and std at 224 pixels.", folder
+        )
+    with replacing_folder(pathlib.Path(folder).expanduser(), overwrite, OURS) as temporary:
         formats.save_state_dict(temporary / WEIGHTS, tensors)
-        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for file, content in texts.items():
+            (temporary / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 # The parts ----------------------------------------------------------------------------------------------
 
 
+# What a folder of weights may hold to be replaced.
+OURS = (CONFIG, WEIGHTS, transformers_config.PROCESSOR)
 # Fields that choose among networks of the same tensors, or nearly so, where the source does not state its own.
 DECIDING = {*OF_THE_FUNCTION, "shortcut", "stem", "output_stride"}
 
@@ -175,26 +195,3 @@ def in_dtypes_of(model: ResNet, variables: convert.Variables) -> convert.Variabl
         name: jax.tree.map(lambda leaf, dtype=dtypes[name]: leaf.astype(dtype, copy=False), tree)
         for name, tree in variables.items()
     }
-
-
-@contextlib.contextmanager
-def _appearing(folder: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
-    """Gives a temporary folder beside `folder`, and moves it there once it is complete."""
-    there = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    if there and not overwrite:
-        raise ValueError(f"{folder} exists: choose another folder, or give overwrite=True to replace it.")
-    if strangers := [name for name in there if name not in (CONFIG, WEIGHTS)]:
-        raise ValueError(
-            f"{folder} holds {strangers[:5]} too, and would be replaced as a whole: choose another folder."
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    new, old = temporary / "new", temporary / "old"
-    try:
-        new.mkdir()  # with everybody's usual permissions, which mkdtemp's are not
-        yield new
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

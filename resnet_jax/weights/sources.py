@@ -6,14 +6,15 @@ import functools
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
+from resnet_jax.models.variants import create_model
 from resnet_jax.weights import convert
 from resnet_jax.weights.files import folders, formats
-from resnet_jax.weights.published import download, registry, timm_config, transformers_config
+from resnet_jax.weights.published import download, registry, schema, timm_config, transformers_config
 
 if TYPE_CHECKING:
     from resnet_jax.data.transforms import Preprocessing
@@ -28,6 +29,21 @@ INDEX = "model.safetensors.index.json"
 SOURCES = 'a tag ("resnet50.tv2_in1k"), "hf-hub:ORG/REPO", a URL, a file, a folder or the workdir of a run'
 # Parts of `from_config`'s that say how images are prepared; without any of them nothing is stated.
 OF_IMAGES = ("crop_pct", "interpolation", "mean", "std", "resize_size", "crop_mode")
+
+
+# Of a run's config.
+OF_RUNS = {
+    "model": schema.OBJECT,
+    "model.name": schema.TEXT,
+    "model.num_classes": schema.COUNT,
+    "model.kwargs": schema.OBJECT,
+    "model.kwargs.stage_sizes": schema.DEPTHS.or_none(),
+    "data": schema.OBJECT,
+    "data.image_size": schema.PIXELS,
+    **dict.fromkeys(("data.eval_size", "data.eval_resize"), schema.PIXELS.or_zero().or_none()),
+    "data.eval_interpolation": schema.TEXT.or_none(),
+    **dict.fromkeys(("data.mean", "data.std"), schema.NUMBERS),
+}
 
 
 class NotStated(ValueError):
@@ -106,8 +122,15 @@ class Source:
             raise ValueError(f"{self.text}: {error}") from error
 
 
+def is_url(source: str | os.PathLike[str]) -> bool:
+    """Whether it is a file on a server."""
+    return os.fspath(source).partition(":")[0].lower() in ("http", "https")
+
+
 def locate(source: str | os.PathLike[str]) -> Source:
     """Finds out what `source` stands for. Of a repository it downloads the configuration, and else nothing.
+
+    What has no configuration beside it, as a URL, is downloaded: what is stated of it stands in the file, if anywhere.
 
     Raises:
       ValueError: it stands for nothing, or its configuration states a network that this library does not have.
@@ -116,8 +139,8 @@ def locate(source: str | os.PathLike[str]) -> Source:
     scheme, _, rest = text.partition(":")
     if scheme.lower() in ("hf-hub", "hf_hub"):
         return _repository(text, rest)
-    if scheme.lower() in ("http", "https"):
-        return Source(text, None, {}, functools.partial(download.from_url, text))
+    if is_url(source):
+        return _file(text, download.from_url(text))
     tag = text.removeprefix("timm/")
     if isinstance(source, str) and registry.is_tag(tag):
         return _tag(text, registry.get_pretrained(tag))
@@ -176,7 +199,9 @@ def _repository(text: str, rest: str) -> Source:
             return index
         raise download.NoSuchFile(f"{rest}: the repository has none of {', '.join([*WEIGHT_FILES, INDEX])}.")
 
-    return _configured(text, optional(CONFIG), lambda: optional(transformers_config.PROCESSOR), fetch)
+    if not (config := optional(CONFIG)):
+        return _file(text, fetch())
+    return _configured(text, config, lambda: optional(transformers_config.PROCESSOR), fetch)
 
 
 def _folder(text: str, path: Any) -> Source:
@@ -191,6 +216,8 @@ def _folder(text: str, path: Any) -> Source:
     holds = formats.holds_weights(path)
     if not holds and not _is_of_orbax(path):
         raise ValueError(f"{text}: the folder has no file of weights, and is of no run; give {SOURCES}.")
+    if holds and not config and not processor:
+        return _file(text, folders.find(path))
     return _configured(text, config, lambda: processor, lambda: folders.find(path) if holds else path)
 
 
@@ -200,18 +227,22 @@ def _is_of_orbax(path: Any) -> bool:
 
 def _run(text: str, path: Any, config: Mapping[str, Any], names: Sequence[str] | None) -> Source:
     """A run, or one of its checkpoints: the network, preprocessing and class names are those of the run."""
+    with _named(text):
+        schema.check("config.json", config, OF_RUNS)
     model, data = config["model"], config["data"]
     arguments = {field: value for field, value in model["kwargs"].items() if value is not None}
     # Runs of before there were these keys are evaluated at the size they are trained at, in bilinear.
     size = data.get("eval_size") or data["image_size"]
     images = {
         "input_size": (len(data["mean"]), size, size),
-        "resize_size": data["eval_resize"] or size,
+        "resize_size": data.get("eval_resize") or size,
         "interpolation": data.get("eval_interpolation", "bilinear"),
         "mean": data["mean"],
         "std": data["std"],
     }
     stated = arguments | {"num_classes": model["num_classes"]}
+    with _named(text):
+        _check_network(model["name"], stated)
     return Source(text, model["name"], stated, lambda: path, lambda: images, names, config)
 
 
@@ -223,21 +254,38 @@ def _file(text: str, path: pathlib.Path) -> Source:
 def _configured(
     text: str, config: Mapping[str, Any], processor: Callable[[], Mapping[str, Any]], fetch: Callable[[], Any]
 ) -> Source:
+    """A source beside which, or in which, there is a `config.json`; {} is none."""
+    of_transformers = transformers_config.is_of_a_resnet(config)
+    with _named(text):
+        name, arguments = transformers_config.network(config) if of_transformers else timm_config.network(config)
+        names: Sequence[str] | None = (transformers_config if of_transformers else timm_config).label_names(config)
+        _check_network(name, arguments)
+
+    def images() -> Mapping[str, Any]:
+        if config and not of_transformers:
+            return timm_config.pretrained_config(config)
+        found = processor()
+        return transformers_config.images(found) if found else {}
+
+    return Source(text, name, arguments, fetch, images, names)
+
+
+def _check_network(name: str | None, arguments: Mapping[str, Any]) -> None:
+    """Refuses arguments, of a file, that `create_model` does not take."""
+    if name is not None:
+        try:
+            create_model(name, **arguments)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"config.json states a network that cannot be built: {error}") from error
+
+
+@contextlib.contextmanager
+def _named(text: str) -> Iterator[None]:
+    """Says of which source a refusal is."""
     try:
-        if transformers_config.is_of_a_resnet(config):
-            name, arguments = transformers_config.network(config)
-            names: Sequence[str] | None = transformers_config.label_names(config)
-
-            def images() -> Mapping[str, Any]:
-                found = processor()
-                return transformers_config.images(found) if found else {}
-
-            return Source(text, name, arguments, fetch, images, names)
-        given, arguments = timm_config.network(config)
-        names = timm_config.label_names(config)
+        yield
     except ValueError as error:
         raise ValueError(f"{text}: {error}") from error
-    return Source(text, given, arguments, fetch, lambda: timm_config.pretrained_config(config), names)
 
 
 # What is known of it -----------------------------------------------------------------------------------

@@ -1,14 +1,17 @@
 """One source is one network with the same tensors, names and preprocessing, whichever door it comes in by."""
 
+import contextlib
 import json
 import logging
 import re
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 import resnet_jax
+from loopback import Server, use_as_hub
 from resnet_jax import cli
 from resnet_jax.cli import command, net
 from resnet_jax.cli import verify as verb
@@ -17,6 +20,7 @@ from resnet_jax.training import initial
 from resnet_jax.weights import convert, recognise, resolve, sources
 from resnet_jax.weights.errors import ConversionError
 from resnet_jax.weights.files import formats, orbax_folder
+from resnet_jax.weights.published import transformers_config
 
 NAMES = ("ant", "bee", "cat", "dog")
 PREPARED = Preprocessing(24, 28, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
@@ -24,15 +28,17 @@ CIFAR = resnet_jax.cifar_resnet20(num_classes=4)
 # As transformers has it: two stages of one basic block, the first of which halves its maps.
 STATED = {
     "model_type": "resnet", "layer_type": "basic", "hidden_sizes": [8, 16], "depths": [1, 1], "embedding_size": 8,
-    "hidden_act": "silu", "downsample_in_first_stage": True, "downsample_in_bottleneck": False, "num_channels": 3,
+    "hidden_act": "relu", "downsample_in_first_stage": True, "downsample_in_bottleneck": False, "num_channels": 3,
     "id2label": {"0": "ant", "1": "bee", "2": "cat", "3": "dog"}, "transformers_version": "5.0.0",
 }  # fmt: skip
 PROCESSOR = {
     "image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 28}, "resample": 3,
     "crop_size": {"height": 24, "width": 24}, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6],
 }  # fmt: skip
+TAG = "test_resnet.r160_in1k"
+OF_THE_TAG = resnet_jax.create_model("test_resnet")
 OF_TRANSFORMERS = resnet_jax.resnet18(
-    stage_sizes=(1, 1), stage_features=(8, 16), stem_features=8, act="silu", first_stage_stride=2, num_classes=4
+    stage_sizes=(1, 1), stage_features=(8, 16), stem_features=8, first_stage_stride=2, num_classes=4
 )
 
 
@@ -63,6 +69,16 @@ def in_names_of_transformers(tensors):
     return renamed
 
 
+def in_shards(folder):
+    """Divides a folder's file of weights in two, as Hugging Face's tools do."""
+    tensors = formats.load_state_dict(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    places = {name: f"model-{1 + i % 2:05}-of-00002.safetensors" for i, name in enumerate(tensors)}
+    for place in set(places.values()):
+        formats.save_state_dict(folder / place, {name: x for name, x in tensors.items() if places[name] == place})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+
 def make_run(folder, **ema):
     variables = random_variables(CIFAR, seed=1)
     orbax_folder.save_variables(str(folder / "checkpoints" / "5" / "variables"), variables)
@@ -79,7 +95,18 @@ def make_run(folder, **ema):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def server():
+    with contextlib.closing(Server()) as server:
+        yield server
+
+
+@pytest.fixture
+def hub(server, tmp_path, monkeypatch):
+    use_as_hub(server, tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, server):
     """Kind of source -> its text, the network, its names and preprocessing (None: not stated)."""
     top = tmp_path_factory.mktemp("sources")
     tensors = resnet_jax.to_torch(CIFAR, random_variables(CIFAR))
@@ -97,8 +124,26 @@ def made(tmp_path_factory):
     formats.save_state_dict(top / "hugging" / "model.safetensors", in_names_of_transformers(theirs))
     (top / "hugging" / "config.json").write_text(json.dumps(STATED))
     (top / "hugging" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    assert cli.main(["convert", str(top / "hugging"), f"--out={top}/as_transformers", "--format=transformers"]) == 0
+    shutil.copytree(top / "timm", top / "sharded")
+    in_shards(top / "sharded")
+    of_the_tag = resnet_jax.to_torch(OF_THE_TAG, random_variables(OF_THE_TAG))
+    formats.save_state_dict(top / "tag" / "model.safetensors", of_the_tag)
+    for repo, folder in {f"timm/{TAG}": "tag", "somebody/net": "timm", "somebody/sharded": "sharded"}.items():
+        server.repos[repo] = {file.name: file.read_bytes() for file in (top / folder).iterdir()}
+    server.files["net.pth"] = (top / "plain.pth").read_bytes()
+    server.files["exported.safetensors"] = (top / "exported.safetensors").read_bytes()
+    server.repos["somebody/exported"] = {"model.safetensors": server.files["exported.safetensors"]}
     stated = (CIFAR, NAMES, PREPARED)
     return {
+        "tag": (TAG, OF_THE_TAG, resnet_jax.class_names(TAG), resnet_jax.preprocessing(TAG)),
+        "repository": ("hf-hub:somebody/net", *stated),
+        "repository of shards": ("hf-hub:somebody/sharded", *stated),
+        "repository without a configuration": ("hf-hub:somebody/exported", *stated),
+        "URL": (f"{server.url}/net.pth", CIFAR, None, None),
+        "URL of an export": (f"{server.url}/exported.safetensors", *stated),
+        "shards": (top / "sharded", *stated),
+        "folder for transformers": (top / "as_transformers", OF_TRANSFORMERS, NAMES, PREPARED),
         "file of PyTorch's": (top / "plain.pth", CIFAR, None, None),
         "file of safetensors": (top / "plain.safetensors", CIFAR, None, None),
         "folder of timm's": (top / "timm", *stated),
@@ -113,6 +158,8 @@ def made(tmp_path_factory):
 
 
 KINDS = [
+    *("tag", "repository", "repository of shards", "repository without a configuration", "URL", "URL of an export"),
+    *("shards", "folder for transformers"),
     *("file of PyTorch's", "file of safetensors", "folder of timm's", "folder of transformers'", "run"),
     *("checkpoint of a run", "exported variables", "exported safetensors", "exported .pth", "exported folder"),
 ]
@@ -151,7 +198,7 @@ def by_evaluate(source, model, tmp_path):
 def by_verify(source, model, tmp_path):
     arguments = command._parser().parse_args(["verify", str(source)])
     if model is OF_TRANSFORMERS:
-        with pytest.raises(ValueError, match="with .*'act': 'silu'.*of which PyTorch has no reference here"):
+        with pytest.raises(ValueError, match="with .*'stage_sizes': .*of which PyTorch has no reference here"):
             verb._subject(arguments)
         return None
     name, _, tensors, fields = verb._subject(arguments)
@@ -168,7 +215,7 @@ DOORS = [by_load, by_convert, by_predict, by_evaluate, by_verify, by_init_from]
 
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__.removeprefix("by_"))
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_source_is_the_same_by_every_door(made, kind, door, tmp_path):
+def test_a_source_is_the_same_by_every_door(made, hub, kind, door, tmp_path):
     source, model, names, prepared = made[kind]
     found = door(source, model, tmp_path)
     if found is None:
@@ -192,6 +239,66 @@ def test_what_a_run_averaged_is_what_is_taken_and_the_other_can_be(made):
     assert all(map(np.array_equal, jax.tree.leaves(variables), jax.tree.leaves(random_variables(CIFAR, seed=1))))
 
 
+def test_a_dictionary_is_what_the_file_of_it_is(made):
+    tensors = formats.load_state_dict(made["file of safetensors"][0])
+    assert all(name.startswith("module.") for name in tensors)
+    name, fields = resnet_jax.identify(tensors)
+    model = resnet_jax.create_model(name, **fields)
+    assert model == CIFAR
+    for given in (tensors, convert.to_torch(CIFAR, random_variables(CIFAR))):
+        taken = resnet_jax.from_torch(model, given)
+        assert all(map(np.array_equal, jax.tree.leaves(taken), jax.tree.leaves(random_variables(CIFAR))))
+
+
+# What is written for transformers ------------------------------------------------------------------------
+
+
+def test_a_folder_for_transformers_is_as_transformers_writes_it(made):
+    folder = made["folder for transformers"][0]
+    theirs = in_names_of_transformers(resnet_jax.to_torch(OF_TRANSFORMERS, random_variables(OF_TRANSFORMERS)))
+    written = formats.load_state_dict(folder / "model.safetensors")
+    assert written.keys() == theirs.keys()
+    assert all(np.array_equal(written[name], theirs[name]) for name in theirs)
+    config = json.loads((folder / "config.json").read_text())
+    assert config.pop("architectures") == ["ResNetForImageClassification"]
+    assert config.pop("label2id") == {"ant": 0, "bee": 1, "cat": 2, "dog": 3}
+    assert config == {key: value for key, value in STATED.items() if key != "transformers_version"}
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    assert PROCESSOR.items() <= processor.items()
+
+
+@pytest.mark.parametrize(
+    ("network", "named"),
+    [
+        (resnet_jax.create_model("resnet50d", num_classes=3), "stem='deep'.*shortcut='avg'"),
+        (resnet_jax.create_model("seresnet50", num_classes=3), "attn='se'"),
+        (resnet_jax.create_model("resnext50_32x4d", num_classes=3), "groups=32"),
+        (resnet_jax.resnet50(output_stride=8, num_classes=3), "output_stride=8"),
+        (resnet_jax.resnet50(act="silu", num_classes=3), "act='silu'"),
+        (resnet_jax.cifar_resnet20(num_classes=3), "stem='cifar'"),
+    ],
+    ids=lambda value: "",
+)
+def test_what_transformers_does_not_have_is_not_written_for_it(network, named, tmp_path):
+    variables = {"params": {}, "batch_stats": {}}
+    with pytest.raises(ValueError, match=f"transformers has no ResNet with .*{named}"):
+        transformers_config.describe(network, 3)
+    with pytest.raises(ValueError, match="format='flax' must be"):
+        resnet_jax.save_pretrained(network, variables, tmp_path / "x", format="flax")
+
+
+def test_without_a_head_it_is_a_folder_of_the_backbone(tmp_path):
+    model = OF_TRANSFORMERS.clone(num_classes=0)
+    resnet_jax.save_pretrained(model, random_variables(model), tmp_path / "x", format="transformers")
+    config = json.loads((tmp_path / "x" / "config.json").read_text())
+    assert config["architectures"] == ["ResNetModel"]
+    assert "id2label" not in config
+    assert "embedder.embedder.convolution.weight" in formats.load_state_dict(tmp_path / "x" / "model.safetensors")
+    found, variables = resnet_jax.load_pretrained(tmp_path / "x")
+    assert found == model
+    assert all(map(np.array_equal, jax.tree.leaves(variables), jax.tree.leaves(random_variables(model))))
+
+
 # What is stated is honoured or refused -------------------------------------------------------------------
 
 
@@ -207,9 +314,9 @@ def written(tmp_path, config, processor=None):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden_act": "quick_gelu"}, "hidden_act='quick_gelu' must be one of"),
+        ({"hidden_act": "silu"}, "hidden_act='silu' must be 'relu': with another, transformers mixes the two"),
         ({"layer_type": "preact"}, "layer_type='preact' must be one of"),
-        ({"depths": [1, "1"]}, "depths=.* must be whole numbers"),
+        ({"depths": [1, "1"]}, "depths=.* must be the blocks of each stage, 1 to 1000"),
         ({"depths": [1]}, "hidden_sizes=.* as many as depths"),
         ({"hidden_sizes": [8, 16.5]}, "hidden_sizes=.* must be whole numbers"),
         ({"embedding_size": True}, "embedding_size=True must be a whole number"),
@@ -233,7 +340,7 @@ def test_a_config_of_transformers_that_cannot_be_kept_to_is_refused(tmp_path, ch
         ({"crop_size": {"height": 24, "width": 32}}, "is not one number of pixels"),
         ({"resample": 4}, 'interpolation="Pillow\'s 4", and only'),
         ({"rescale_factor": 1.0}, "only 1/255 is supported"),
-        ({"image_mean": [0.5, float("nan"), 0.5]}, "which are not a number for each channel"),
+        ({"image_mean": [0.5, float("nan"), 0.5]}, "image_mean=.* must be a list of numbers"),
     ],
 )
 def test_a_stated_preprocessing_that_is_not_supported_is_refused_and_not_replaced(tmp_path, change, message):
@@ -336,8 +443,8 @@ def test_what_is_stated_is_not_overruled(made, tmp_path):
         resolve.resolve(source, name="resnet50")
     with pytest.raises(ValueError, match="states first_stage_stride=2, and not 1"):
         resolve.resolve(source, fields={"first_stage_stride": 1})
-    with pytest.raises(ConversionError, match="states a network of act='silu', and this one has act='relu'"):
-        initial.load(str(source), OF_TRANSFORMERS.clone(act="relu"), channels=3)
+    with pytest.raises(ConversionError, match="states a network of act='relu', and this one has act='silu'"):
+        initial.load(str(source), OF_TRANSFORMERS.clone(act="silu"), channels=3)
 
 
 def test_the_number_of_classes_is_kept_to_or_refused(made, tmp_path, capsys):
@@ -422,4 +529,6 @@ def test_verify_refuses_what_it_would_not_look_at(made, tmp_path, capsys, argume
 
 def test_an_orbax_folder_has_no_place_for_names_and_that_is_said(made, tmp_path, capsys):
     assert cli.main(["convert", str(made["run"][0]), f"--out={tmp_path}/out"]) == 0
-    assert "has no place for class names and preprocessing: --format=timm has" in capsys.readouterr().err
+    assert (
+        "has no place for class names and preprocessing: --format=timm or transformers has" in capsys.readouterr().err
+    )

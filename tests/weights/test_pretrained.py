@@ -3,6 +3,9 @@
 import contextlib
 import functools
 import json
+import os
+import pathlib
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -22,7 +25,7 @@ from loopback import COMMIT, Server, use_as_hub
 from resnet_jax.data.transforms import Preprocessing
 from resnet_jax.step.step import create_train_state, train_step
 from resnet_jax.weights import convert, pretrained, sources
-from resnet_jax.weights.files import formats
+from resnet_jax.weights.files import formats, replacing
 from resnet_jax.weights.published import download
 
 TAG = "test_resnet.r160_in1k"
@@ -254,7 +257,7 @@ def test_a_name_will_do_and_labels_and_preprocessing_come_back(tmp_path, caplog)
     assert resnet_jax.preprocessing(tmp_path / "net") == PREPARED
     assert not caplog.text
     resnet_jax.save_pretrained("test_resnet", variables, tmp_path / "bare")
-    assert "timm will assume" in caplog.text
+    assert "whoever reads it will assume" in caplog.text
     with pytest.raises(ValueError, match="does not say how images are to be prepared"):
         resnet_jax.preprocessing(tmp_path / "bare")
     with pytest.raises(ValueError, match="does not name its classes"):
@@ -303,6 +306,69 @@ def test_an_older_folder_stays_until_the_new_one_is_whole(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="thesis.tex"):
         save(variables=changed, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net"]
+
+
+@pytest.mark.parametrize("exchanges", [True, False], ids=["exchanged", "renamed"])
+def test_at_every_call_that_changes_the_disk_one_of_the_two_folders_is_there(exchanges, tmp_path, monkeypatch):
+    """A kill leaves what the disk holds between two such calls, and that is looked at before and after each."""
+    model, old, _ = random_net("test_resnet")
+    new = jax.tree.map(lambda leaf: leaf + 1, old)
+    folder = tmp_path / "net"
+    resnet_jax.save_pretrained(model, old, folder)
+    contents, seen = [{file.name: file.read_bytes() for file in folder.iterdir()}], []
+
+    def look():
+        places = [folder] if folder.exists() else list(tmp_path.glob(".net.*.tmp/old"))
+        assert len(places) == 1
+        assert places == [folder] or not exchanges
+        seen.append({file.name: file.read_bytes() for file in places[0].iterdir()})
+
+    def watched(function):
+        def call(*args, **kwargs):
+            look()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                look()
+
+        return call
+
+    calls = [(pathlib.Path, "rename"), (pathlib.Path, "mkdir"), (shutil, "rmtree")]
+    calls += [(os, name) for name in ("replace", "fsync", "chmod", "open")] + [(replacing, "_exchange")]
+    if not exchanges:
+        monkeypatch.setattr(replacing, "_exchange", lambda one, other: False)
+    for where, name in calls:
+        monkeypatch.setattr(where, name, watched(getattr(where, name)))
+    resnet_jax.save_pretrained(model, new, folder, overwrite=True)
+    monkeypatch.undo()
+    contents.append({file.name: file.read_bytes() for file in folder.iterdir()})
+    assert contents[0] != contents[1]
+    assert len(seen) > 10
+    assert all(content in contents for content in seen)
+    assert seen == sorted(seen, key=contents.index)  # the old one, and from one moment on the new
+    assert same(resnet_jax.load_pretrained(folder)[1], new)
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]
+
+
+@pytest.mark.parametrize("failing", ["first", "second"])
+def test_where_folders_are_renamed_a_failure_puts_the_old_one_back(failing, tmp_path, monkeypatch):
+    model, variables, _ = random_net("test_resnet")
+    resnet_jax.save_pretrained(model, variables, tmp_path / "net")
+    renames = []
+
+    def rename(self, target):
+        renames.append(target)
+        if len(renames) == {"first": 1, "second": 2}[failing]:
+            raise OSError("the disk is gone")
+        os.rename(self, target)
+
+    monkeypatch.setattr(replacing, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(pathlib.Path, "rename", rename)
+    with pytest.raises(OSError, match="the disk is gone"):
+        resnet_jax.save_pretrained(model, jax.tree.map(lambda x: x + 1, variables), tmp_path / "net", overwrite=True)
+    monkeypatch.undo()
+    assert same(resnet_jax.load_pretrained(tmp_path / "net")[1], variables)
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from resnet_jax.models.variants import ALIASES, VARIANTS
+from resnet_jax.weights.published import schema
 
 if TYPE_CHECKING:
     from resnet_jax.data.transforms import Preprocessing
@@ -213,7 +214,7 @@ def from_config(config: Mapping[str, Any], *, train: bool = False) -> "Preproces
     resize_size = config.get("resize_size")
     for problem, found in {
         f"input_size={size!r}, which is not (channels, size, size) of a square image": not _is_square(size),
-        f"crop_pct={crop_pct!r}, which is no share of 1": resize_size is None and not _is_share(crop_pct),
+        f"crop_pct={crop_pct!r}, which is no share of 1": resize_size is None and not schema.share(crop_pct),
         f"crop_mode={config.get('crop_mode')!r}, and only 'center' is supported": (
             config.get("crop_mode", "center") != "center"
         ),
@@ -221,7 +222,9 @@ def from_config(config: Mapping[str, Any], *, train: bool = False) -> "Preproces
             config["interpolation"] not in ("bilinear", "bicubic")
         ),
         f"mean={config['mean']!r} and std={config['std']!r}, which are not a number for each channel": not (
-            _are_numbers(config["mean"]) and _are_numbers(config["std"]) and len(config["mean"]) == len(config["std"])
+            schema.numbers(config["mean"])
+            and schema.numbers(config["std"])
+            and len(config["mean"]) == len(config["std"])
         ),
     }.items():
         if found:
@@ -233,18 +236,7 @@ def from_config(config: Mapping[str, Any], *, train: bool = False) -> "Preproces
 
 
 def _is_square(size: Any) -> bool:
-    numbers = isinstance(size, list | tuple) and all(type(n) is int and n > 0 for n in size)
-    return numbers and len(size) == 3 and size[1] == size[2]
-
-
-def _is_share(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value <= 1
-
-
-def _are_numbers(values: Any) -> bool:
-    return isinstance(values, list | tuple) and all(
-        type(value) in (int, float) and math.isfinite(value) for value in values
-    )
+    return schema.wholes(size, most=schema.MOST_PIXELS) and len(size) == 3 and size[1] == size[2]
 
 
 def class_names(tag: str) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from resnet_jax.models.values import plain
 from resnet_jax.models.variants import ALIASES, VARIANTS, create_model
 from resnet_jax.version import __version__
 from resnet_jax.weights.convert import FIRST_CONVS
+from resnet_jax.weights.published import schema
 
 if TYPE_CHECKING:
     from resnet_jax.data.transforms import Preprocessing
@@ -36,7 +37,20 @@ OF_A_RUN = {
 }
 # Fields that change no output in evaluation, so that timm's network of the name is still the same function.
 NEUTRAL = {"zero_init_residual", "param_dtype"}
-POOLS = {"": "none"}  # timm's name of no pool -> ours
+KINDS = {
+    "architecture": schema.TEXT.or_none(),
+    "model_args": schema.OBJECT.or_none(),  # transformers' TimmWrapper writes null
+    "num_classes": schema.COUNT.or_none(),
+    "label_names": schema.NAMES.or_none(),
+    "pretrained_cfg": schema.OBJECT.or_none(),
+    "pretrained_cfg.num_classes": schema.COUNT.or_none(),
+    "resnet_jax": schema.OBJECT.or_none(),
+}
+OURS = {
+    "resnet_jax.name": schema.TEXT,
+    "resnet_jax.arguments": schema.OBJECT,
+    "resnet_jax.arguments.stage_sizes": schema.DEPTHS.or_none(),
+}
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
@@ -60,23 +74,27 @@ def network(config: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
     Raises:
       ValueError: a network, or an argument of it, that this package does not have.
     """
-    if "resnet_jax" in config:
-        return config["resnet_jax"]["name"], {k: plain(v) for k, v in config["resnet_jax"]["arguments"].items()}
-    if "architecture" not in config:
+    schema.check("config.json", config, KINDS | (OURS if config.get("resnet_jax") is not None else {}))
+    if config.get("resnet_jax") is not None:
+        name, fields = config["resnet_jax"]["name"], config["resnet_jax"]["arguments"]
+        if of_a_run := sorted(fields.keys() & (OF_A_RUN - NEUTRAL)):
+            raise ValueError(f"config.json: resnet_jax.arguments states {of_a_run}, of a run and not of a network.")
+        return name, {field: plain(value) for field, value in fields.items()}
+    if config.get("architecture") is None:
+        if "model_type" in config:
+            raise ValueError(f"config.json is of transformers' model_type={config['model_type']!r:.60}, and no ResNet.")
         return None, {}
     name = ALIASES.get(config["architecture"], config["architecture"])
     if name not in VARIANTS:
-        raise ValueError(f"config.json is of the network {name!r}, which is none of resnet_jax.list_models().")
-    model_args = config.get("model_args") or {}  # transformers' TimmWrapper writes null
-    if not isinstance(model_args, dict):
-        raise ValueError(f"config.json: model_args={model_args!r} is no JSON object.")
+        raise ValueError(f"config.json is of the network {name!r:.60}, which is none of resnet_jax.list_models().")
+    model_args = config.get("model_args") or {}
     given = {key: value for key, value in model_args.items() if key != "in_chans"}  # weights tell
     if unknown := sorted(given.keys() - FIELDS.keys()):
         raise ValueError(
             f"config.json builds {name!r} with {unknown}, of which only {sorted(FIELDS)} are understood: give the file "
             "of weights itself to from_torch, with a model of these arguments."
         )
-    arguments = {FIELDS[key]: POOLS.get(value, value) for key, value in given.items()}
+    arguments = {FIELDS[key]: "none" if value == "" else value for key, value in given.items()}
     num_classes = config.get("num_classes", pretrained_config(config).get("num_classes"))
     return name, ({} if num_classes is None else {"num_classes": num_classes}) | arguments
 
@@ -87,18 +105,19 @@ def label_names(config: Mapping[str, Any]) -> list[str] | None:
     Raises:
       ValueError: what is stated is no list of names.
     """
-    names = config.get("label_names")
-    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise ValueError("config.json: label_names must be a list of names, in the order of the logits.")
-    return names
+    schema.check("config.json", config, {"label_names": KINDS["label_names"]})
+    return config.get("label_names")
 
 
 def pretrained_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The `pretrained_cfg`, which in timm's older files is not a part but the whole."""
-    inner = config.get("pretrained_cfg", config)
-    if not isinstance(inner, dict):
-        raise ValueError(f"config.json: pretrained_cfg={inner!r:.60} is no JSON object.")
-    return inner
+    """The `pretrained_cfg`, which in timm's older files is not a part but the whole.
+
+    Raises:
+      ValueError: it is no object.
+    """
+    schema.check("config.json", config, {"pretrained_cfg": KINDS["pretrained_cfg"]})
+    inner = config.get("pretrained_cfg")
+    return dict(config if inner is None else inner)
 
 
 def describe(
@@ -143,7 +162,7 @@ def name_and_arguments(model: ResNet) -> tuple[str, dict[str, Any]]:
     Raises:
       ValueError: a field that is a function and not a name, which no file can hold.
     """
-    candidates = {name: _differences(model, create_model(name)) for name in VARIANTS}
+    candidates = {name: differences(model, create_model(name)) for name in VARIANTS}
     unwritten = {name: {k: v for k, v in candidates[name].items() if not _is_written(v)} for name in VARIANTS}
     name = min(candidates, key=lambda name: (len(unwritten[name]), len(candidates[name])))
     if unwritten[name]:
@@ -154,7 +173,8 @@ def name_and_arguments(model: ResNet) -> tuple[str, dict[str, Any]]:
     return name, candidates[name] | {"num_classes": model.num_classes}
 
 
-def _differences(model: ResNet, other: ResNet) -> dict[str, Any]:
+def differences(model: ResNet, other: ResNet) -> dict[str, Any]:
+    """Fields in which `model` is another network than `other`, as they are in `model`."""
     fields = [field.name for field in dataclasses.fields(ResNet) if field.name not in OF_A_RUN]
     changed = {name: getattr(model, name) for name in fields if getattr(model, name) != getattr(other, name)}
     dtype = jnp.dtype(model.param_dtype)

@@ -1,26 +1,28 @@
-"""transformers' files beside its weights: `config.json` of a ResNet, and `preprocessor_config.json`, read.
+"""transformers' files: `config.json` of a ResNet, `preprocessor_config.json`, its tensors' names; read and written.
 
 Every field of `ResNetConfig` is either a field of `ResNet` here or refused; what belongs to a run, or is told by the
 weights, is in `OF_A_RUN`. That the two networks are the same function is a test's to show.
 """
 
-import logging
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from resnet_jax.models.variants import VARIANTS
+import numpy as np
 
-logger = logging.getLogger(__name__)
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.variants import VARIANTS, create_model
+from resnet_jax.weights.published import schema
+from resnet_jax.weights.published.timm_config import NEUTRAL, differences
+
+if TYPE_CHECKING:
+    from resnet_jax.data.transforms import Preprocessing
 
 PROCESSOR = "preprocessor_config.json"
 # Name of the block there -> the networks here that have it, and what it widens its `hidden_sizes` by.
 LAYER_TYPES = {"basic": ("resnet18", 1), "bottleneck": ("resnet50", 4)}
 # The plain networks, of which one may have the depths; else it is the first of the block's with other stages.
 PLAIN = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet26", "resnet200")
-ACTIVATIONS = {
-    **{name: name for name in ("relu", "leaky_relu", "silu", "gelu", "tanh")},
-    "swish": "silu",
-}
 # Of ResNetConfig: what it is where the file does not say it.
 DEFAULTS: dict[str, Any] = {
     "num_channels": 3,
@@ -46,7 +48,25 @@ BY_SIZE = {
     for model in ("Bit", "CLIP")
     for kind in ("FeatureExtractor", "ImageProcessor", "ImageProcessorFast")
 }
+STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+KINDS = {
+    **dict.fromkeys(("image_processor_type", "feature_extractor_type"), schema.TEXT.or_none()),
+    **dict.fromkeys(STEPS, schema.Kind("true or false, or null", lambda value: value in (True, False, None))),
+    **dict.fromkeys(("image_mean", "image_std"), schema.NUMBERS.or_none()),
+    "resample": schema.COUNT.or_none(),
+    "rescale_factor": schema.Kind("a number", schema.number).or_none(),
+    "crop_pct": schema.SHARE.or_none(),
+}
 RESAMPLE = {2: "bilinear", 3: "bicubic"}
+# torchvision's names -> those there, below `resnet.`.
+NAMES: tuple[tuple[str, str], ...] = (
+    (r"conv1\.", "embedder.embedder.convolution."),
+    (r"bn1\.", "embedder.embedder.normalization."),
+    (r"layer(\d+)\.(\d+)\.conv(\d)\.", "encoder.stages.{0}.layers.{1}.layer.{2}.convolution."),
+    (r"layer(\d+)\.(\d+)\.bn(\d)\.", "encoder.stages.{0}.layers.{1}.layer.{2}.normalization."),
+    (r"layer(\d+)\.(\d+)\.downsample\.0\.", "encoder.stages.{0}.layers.{1}.shortcut.convolution."),
+    (r"layer(\d+)\.(\d+)\.downsample\.1\.", "encoder.stages.{0}.layers.{1}.shortcut.normalization."),
+)
 WARPED = 384  # pixels from which ConvNeXt's processor changes the ratio of the sides, and crops nothing
 
 
@@ -77,40 +97,33 @@ def network(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         "stage_sizes": sizes,
         "stage_features": tuple(width // expansion for width in stated["hidden_sizes"]),
         "stem_features": stated["embedding_size"],
-        "act": ACTIVATIONS[stated["hidden_act"]],
         "first_stage_stride": 2 if stated["downsample_in_first_stage"] else 1,
         # Basic blocks have no 1x1 convolution, and there transformers does not look at it.
         "stride_in_1x1": stated["downsample_in_bottleneck"] and expansion > 1,
     }
-    usual = {"stage_features": (64, 128, 256, 512), "stem_features": 64, "act": "relu", "first_stage_stride": 1}
+    usual = {"stage_features": (64, 128, 256, 512), "stem_features": 64, "first_stage_stride": 1}
     usual |= {"stride_in_1x1": False, "stage_sizes": VARIANTS[name]["stage_sizes"]}
     return name, {field: value for field, value in fields.items() if value != usual[field]}
 
 
 def _right(stated: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:
     """Field -> what it must be, and whether it is."""
-    depths, widths = stated["depths"], stated["hidden_sizes"]
+    depths, widths, act = stated["depths"], stated["hidden_sizes"], stated["hidden_act"]
     expansion = LAYER_TYPES.get(str(stated["layer_type"]), ("", 1))[1]
-    whole = {key: _are_whole(stated[key]) for key in ("depths", "hidden_sizes")}
+    few, whole = schema.DEPTHS.right(depths), schema.wholes(widths)
     flags = ("downsample_in_first_stage", "downsample_in_bottleneck")
     return {
         "layer_type": (f"one of {sorted(LAYER_TYPES)}", stated["layer_type"] in list(LAYER_TYPES)),
-        "hidden_act": (f"one of {sorted(ACTIVATIONS)}", stated["hidden_act"] in list(ACTIVATIONS)),
-        "depths": ("whole numbers, 1 or more", whole["depths"]),
+        # Inside its blocks transformers has ReLU all the same, and the other after stem and addition alone.
+        "hidden_act": ("'relu': with another, transformers mixes the two, and no network here does", act == "relu"),
+        "depths": (schema.DEPTHS.words, few),
         "hidden_sizes": (
             f"whole numbers that {expansion} divides, as many as depths={depths!r}",
-            whole["hidden_sizes"]
-            and whole["depths"]
-            and len(widths) == len(depths)
-            and not any(width % expansion for width in widths),
+            whole and few and len(widths) == len(depths) and not any(width % expansion for width in widths),
         ),
-        **{key: ("a whole number, 1 or more", _are_whole([stated[key]])) for key in ("embedding_size", "num_channels")},
+        **{key: ("a whole number, 1 or more", schema.whole(stated[key])) for key in ("embedding_size", "num_channels")},
         **{key: ("true or false", isinstance(stated[key], bool)) for key in flags},
     }
-
-
-def _are_whole(values: Any) -> bool:
-    return isinstance(values, list) and bool(values) and all(type(n) is int and n > 0 for n in values)
 
 
 def label_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -137,21 +150,22 @@ def images(processor: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: another processor, or a setting of it, that is not supported here.
     """
+    schema.check(PROCESSOR, processor, KINDS)
     kind = processor.get("image_processor_type") or processor.get("feature_extractor_type")
-    off = [key for key in ("do_resize", "do_rescale", "do_normalize", "do_center_crop") if processor.get(key) is False]
+    off = [key for key in STEPS if processor.get(key) is False]
     if kind not in BY_SHARE | BY_SIZE or off:
-        what = f"without {', '.join(off)}" if off else f"of type {kind!r}"
+        what = f"without {', '.join(off)}" if off else f"of type {kind!r:.60}"
         raise ValueError(f"{PROCESSOR} is of an image processor {what}, which is not supported.")
-    if missing := [key for key in ("size", "resample", "image_mean", "image_std") if key not in processor]:
+    if missing := [key for key in ("size", "resample", "image_mean", "image_std") if processor.get(key) is None]:
         raise ValueError(f"{PROCESSOR} does not state {', '.join(missing)}.")
-    factor = processor.get("rescale_factor", 1 / 255)
-    if abs(factor * 255 - 1) > 1e-6:
+    factor = processor.get("rescale_factor")
+    if factor is not None and abs(factor * 255 - 1) > 1e-6:
         raise ValueError(f"{PROCESSOR}: rescale_factor={factor}, and only 1/255 is supported.")
     shorter = _side(processor["size"], "shortest_edge")
     if kind in BY_SIZE:
         image_size, resize_size = _side(processor.get("crop_size"), "height", "width"), shorter
     else:
-        image_size, resize_size = shorter, int(shorter / processor.get("crop_pct", 224 / 256))
+        image_size, resize_size = shorter, int(shorter / (processor.get("crop_pct") or 224 / 256))
         if image_size >= WARPED:
             raise ValueError(f"{PROCESSOR}: at {WARPED} pixels and more images are warped, which is not supported.")
     return {
@@ -165,8 +179,84 @@ def images(processor: Mapping[str, Any]) -> dict[str, Any]:
 
 def _side(size: Any, *keys: str) -> int:
     """The one number that `size` states, plain or under all of `keys`."""
-    sides = {size} if isinstance(size, int) else {size.get(key) for key in keys} if isinstance(size, dict) else {None}
-    side = next(iter(sides))
-    if len(sides) != 1 or type(side) is not int or side < 1 or (isinstance(size, dict) and size.keys() != set(keys)):
-        raise ValueError(f"{PROCESSOR}: the size {size!r} is not one number of pixels for {' and '.join(keys)}.")
-    return side
+    stated = isinstance(size, dict) and size.keys() == set(keys)
+    sides = [size[key] for key in keys] if stated else [size]
+    if not all(schema.whole(side, most=schema.MOST_PIXELS) and side == sides[0] for side in sides):
+        raise ValueError(f"{PROCESSOR}: the size {size!r:.60} is not one number of pixels for {' and '.join(keys)}.")
+    return int(sides[0])
+
+
+# Written -----------------------------------------------------------------------------------------------
+
+
+def describe(model: ResNet, in_channels: int, label_names: Sequence[str] | None = None) -> dict[str, Any]:
+    """The `config.json` from which transformers builds `model`.
+
+    Raises:
+      ValueError: transformers has no such network, or labels are of another number than the classes.
+    """
+    if label_names is not None and len(label_names) != model.num_classes:
+        raise ValueError(f"{len(label_names)} label_names for a network of {model.num_classes} classes.")
+    features = model.stage_features or [64 * 2**i for i in range(len(model.stage_sizes))]
+    basic = model.block == VARIANTS[LAYER_TYPES["basic"][0]]["block"]
+    layer_type = "basic" if basic else "bottleneck"
+    config: dict[str, Any] = {
+        "architectures": ["ResNetForImageClassification" if model.num_classes else "ResNetModel"],
+        "model_type": "resnet",
+        "num_channels": in_channels,
+        "embedding_size": model.stem_features,
+        "hidden_sizes": [width * LAYER_TYPES[layer_type][1] for width in features],
+        "depths": list(model.stage_sizes),
+        "layer_type": layer_type,
+        "hidden_act": "relu",
+        "downsample_in_first_stage": model.first_stage_stride == 2,
+        "downsample_in_bottleneck": bool(model.stride_in_1x1),
+    }
+    name, arguments = network(config)
+    left = differences(model, create_model(name, **arguments, num_classes=model.num_classes))
+    if left := {field: value for field, value in left.items() if field not in NEUTRAL}:
+        listed = ", ".join(f"{field}={value!r}" for field, value in left.items())
+        raise ValueError(
+            f"transformers has no ResNet with {listed}: it has plain ones, with a stem of one convolution, shortcuts "
+            "of one, and the mean as pool. --format=timm (format='timm') writes any of these networks."
+        )
+    if model.num_classes:
+        ids = label_names or [f"LABEL_{i}" for i in range(model.num_classes)]
+        config |= {"id2label": dict(enumerate(ids)), "label2id": {label: i for i, label in enumerate(ids)}}
+    return config
+
+
+def processor(preprocessing: "Preprocessing") -> dict[str, Any]:
+    """The `preprocessor_config.json` of transformers' `BitImageProcessor`, which resizes and crops in whole pixels."""
+    shorter, side = preprocessing.resize_size, preprocessing.image_size
+    return {
+        "image_processor_type": "BitImageProcessor",
+        **dict.fromkeys(("do_convert_rgb", *STEPS), True),
+        "size": {"shortest_edge": shorter},
+        "resample": {name: number for number, name in RESAMPLE.items()}[preprocessing.interpolation],
+        "crop_size": {"height": side, "width": side},
+        "rescale_factor": 1 / 255,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+    }
+
+
+def named(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Tensors under torchvision's names -> the same under those of `ResNetForImageClassification`.
+
+    Without a head they are those of `ResNetModel`.
+    """
+    whole = "fc.weight" in tensors
+    return {_named(name, "resnet." if whole else ""): tensor for name, tensor in tensors.items()}
+
+
+def _named(name: str, prefix: str) -> str:
+    if name.startswith("fc."):
+        return f"classifier.1.{name.removeprefix('fc.')}"
+    for pattern, theirs in NAMES:
+        if match := re.match(pattern, name):
+            numbers = [int(text) for text in match.groups()]
+            if numbers:  # stages and the layers of a block are counted from 0
+                numbers = [numbers[0] - 1, numbers[1], *(number - 1 for number in numbers[2:])]
+            return prefix + theirs.format(*numbers) + name[match.end() :]
+    raise AssertionError(f"{name!r} is a name of no network that `describe` lets through")
