@@ -21,8 +21,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from configs import imagenet_resnet50
 from resnet_jax import compiler
+from resnet_jax.configs import imagenet_resnet50
 from resnet_jax.data.sources import base
 from resnet_jax.plan import chips, hlo, needs
 from resnet_jax.training import experiment

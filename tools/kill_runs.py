@@ -38,7 +38,7 @@ from resnet_jax.weights.files import orbax_folder  # noqa: E402 - likewise
 
 STEPS = 60
 CONFIG = """
-from configs import default
+from resnet_jax.configs import default
 
 def get_config():
     config = default.get_config()

@@ -73,8 +73,8 @@ def main(argv: Sequence[str], program: str) -> int:
         program, description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_options(parser)
-    arguments, arguments.overrides = parser.parse_known_args(argv)
-    arguments.program = program
+    arguments, overrides = parser.parse_known_args(argv)
+    arguments.overrides, arguments.program = overrides, program
     return _run(arguments)
 
 

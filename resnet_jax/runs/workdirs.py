@@ -71,7 +71,7 @@ def claim(workdir: str, config: Any, *, writes: bool = True, extend: bool = Fals
     text = json.dumps(json.loads(config.to_json_best_effort()), indent=2) + "\n"
     there = storage.read_if_there(path)
     if extend:
-        _check_more(workdir, there and _parse(path, there), config.num_epochs)
+        _check_more(workdir, None if there is None else _parse(path, there), config.num_epochs)
     if there is not None:
         free = FREE_KEYS | {EPOCHS} if extend else FREE_KEYS
         _check_same(workdir, _flat(_parse(path, there)), _flat(json.loads(text)), free)

@@ -86,7 +86,7 @@ def of_run(workdir: str, overrides: Sequence[str] = ()) -> ml_collections.Config
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{workdir}/{workdirs.CONFIG} is of another version of this package: {error}") from error
     values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=values)
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", *overrides])
     return _read(values, overrides, f"--workdir={workdir}")
 
 

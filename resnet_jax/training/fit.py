@@ -24,6 +24,23 @@ from resnet_jax.runs import history, reporting
 from resnet_jax.training import experiment, loop
 from resnet_jax.weights.published import timm_config
 
+# Keys of the config that a transform of the user's own, or an optimiser, leaves without effect.
+OF_TRANSFORM = tuple(
+    f"data.{key}"
+    for key in (
+        *("crop", "crop_scale", "decoder", "padding", "flip", "augment", "augment_ops", "augment_magnitude"),
+        *(
+            "augment_interpolation",
+            "augment_fill",
+            "color_jitter",
+            "erase",
+            "erase_noise",
+            "early_sizes",
+            "early_until",
+        ),
+    )
+)
+OF_EVAL_TRANSFORM = ("data.eval_size", "data.eval_resize", "data.eval_interpolation")
 # Of a run in `timm_config`'s sense, but of the training that a config describes.
 OF_TRAINING = ("dtype", "remat", "freeze_norm", "drop_rate", "drop_path_rate", "drop_block_rate")
 
@@ -85,11 +102,12 @@ def fit(
       num_epochs: passes over the training data, in all.
       batch_size: images a step, over all devices.
       tx: an optimiser of Optax's, with its schedule inside; by default the one that `config` describes: SGD with
-        momentum, cosine and a warm-up.
+        momentum, down a cosine.
       schedule: the rate at each step of `tx`, for the records.
       variables: to start from, as `load_pretrained` gives them; by default random ones.
-      transform: function of (image, numpy.random.Generator), both uint8 `[h, w, c]`, for training; by default what
-        `config` describes, and without any key of it the image as it is.
+      transform: function of (image, numpy.random.Generator), uint8 `[h, w, c]` to the same, for training; by default
+        what `config` describes. Without any key of it images stay as they are, but that images of a file, and square
+        ones of another size than the first, are resized and cropped.
       eval_transform: function of an image, likewise.
       class_names: in the order of the labels; by default "0", "1", ...
       callbacks: told of each record and checkpoint.
@@ -127,6 +145,15 @@ def _build(
     changes: Mapping[str, Any],
 ) -> experiment.Run:
     first = pipeline.decoded(train_data.source[0]["image"], train_data.channels)
+    if first.shape[0] != first.shape[1] and "data.image_size" not in changes:
+        transform, eval_transform = transform or as_it_is, eval_transform or as_it_is
+    for given, what, keys in (
+        (transform, "transform", OF_TRANSFORM),
+        (eval_transform, "eval_transform", OF_EVAL_TRANSFORM),
+    ):
+        if given is not None and (idle := sorted(set(changes) & set(keys))):
+            whose = f"{what} is given" if given is not as_it_is else "images that are not square stay as they are"
+            raise ValueError(f"{whose}, and so {', '.join(idle)} in config would have no effect: leave one out.")
     config = _config(train_data, first.shape[0], changes)
     size = config.data.image_size
     shape = (size, size, first.shape[-1]) if eval_transform is None else np.shape(eval_transform(first))
@@ -151,11 +178,17 @@ def _build(
     return experiment.with_data(designed, train_data, test_data, transform, eval_transform)
 
 
+def as_it_is(image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+    """The image."""
+    return image
+
+
 def _config(train_data: base.Dataset, height: int, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """The default config, of these data, with images as they are."""
     config = default.get_config()
     config.data.name, config.data.crop, config.data.image_size = experiment.GIVEN, "none", height
     config.data.mean, config.data.std = _mean_and_std(train_data)
+    config.schedule.warmup_epochs = 0.0  # of the default's one epoch a short run would have nothing left
     _set(config, changes)
     return config
 
@@ -200,7 +233,7 @@ def _described(model: nn.Module) -> tuple[str, dict[str, Any]]:
         with contextlib.suppress(ValueError):  # a field that is a function
             name, fields = timm_config.name_and_arguments(model)
             fields = {field: value for field, value in fields.items() if field != "num_classes"}
-            return name, {"dtype": None} | fields | _of_training(model)
+            return name, {"dtype": None, "param_dtype": None} | fields | _of_training(model)
     return f"{experiment.GIVEN}: {type(model).__module__}.{type(model).__qualname__}", {}
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import cifar10_resnet20, default
+from resnet_jax.configs import cifar10_resnet20, default
 from resnet_jax.data import datasets
 from resnet_jax.training import experiment
 

@@ -10,7 +10,7 @@ import pytest
 from test_operators import picture
 from test_transforms import TorchRandom
 
-from configs import default
+from resnet_jax.configs import default
 from resnet_jax.data import transforms
 from resnet_jax.data.augment import autoaugment, crops, operators, policies
 from resnet_jax.data.images.pillow import from_array, to_array

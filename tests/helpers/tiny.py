@@ -5,8 +5,8 @@ import os
 import jax
 import numpy as np
 
-from configs import default
 from paths import ROOT
+from resnet_jax.configs import default
 from resnet_jax.training import checkpoint, experiment
 
 TINY = {"stage_sizes": (1,), "stage_features": (8,), "stem_features": 8}

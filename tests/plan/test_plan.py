@@ -21,7 +21,7 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
 
 TINY = """
 def get_config(batch_norm="local"):
-    from configs import default
+    from resnet_jax.configs import default
 
     config = default.get_config()
     config.batch_size = 128

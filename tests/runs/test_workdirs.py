@@ -12,8 +12,8 @@ import ml_collections
 import pytest
 from etils import epath
 
-from configs import default
 from paths import ROOT
+from resnet_jax.configs import default
 from resnet_jax.runs import storage, workdirs
 from resnet_jax.version import __version__
 

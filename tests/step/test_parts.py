@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 import resnet_jax
 from batches import NUMBERS, make_batch
-from configs import default
+from resnet_jax.configs import default
 from resnet_jax.plan import needs
 from resnet_jax.runs import workdirs
 from resnet_jax.step.parallel import AXIS, parallelize

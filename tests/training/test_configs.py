@@ -1,4 +1,4 @@
-"""Every file in configs/ runs: two steps and an evaluation on made-up images, with a net cut down to a block or two."""
+"""Every recipe runs: two steps and an evaluation on made-up images, with a net cut down to a block or two."""
 
 import importlib
 import pathlib
@@ -8,13 +8,12 @@ import ml_collections
 import numpy as np
 import pytest
 
-from paths import ROOT
 from resnet_jax.models import variants
 from resnet_jax.plan import needs
 from resnet_jax.runs import history, reporting
-from resnet_jax.training import experiment, loop
+from resnet_jax.training import config_file, experiment, loop
 
-CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+CONFIGS = config_file.names()
 
 # What is shrunk is where and how long, not how: the recipe runs as it is written.
 SMALL_NET = {"stage_features": (8,), "stem_features": 8}
@@ -23,7 +22,7 @@ EPOCHS = 16.0  # of one step, of which a test runs two
 
 def shrunken(name):
     """The config of a file on 16 synthetic images, its epochs in proportion, 16 in all."""
-    config = importlib.import_module(f"configs.{name}").get_config()
+    config = importlib.import_module(f"resnet_jax.configs.{name}").get_config()
     config = ml_collections.ConfigDict(config.copy_and_resolve_references())  # the rate stays that of the real batch
     shrink = EPOCHS / config.num_epochs
     config.batch_size, config.num_epochs = 16, EPOCHS
@@ -48,11 +47,17 @@ def shrunken(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_says_how_it_is_run_and_what_to_expect(name):
-    text = importlib.import_module(f"configs.{name}").__doc__
-    assert f"--config=configs/{name}.py" in text
+    text = importlib.import_module(f"resnet_jax.configs.{name}").__doc__
+    assert f"resnet-jax train --config={name} " in text
     if name != "default":
         assert "Hardware:" in text
         assert "Expected:" in text
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_is_the_same_by_name_and_by_the_file_in_the_checkout(name):
+    by_name, by_file = (config_file.load(where) for where in (name, f"configs/{name}.py"))
+    assert by_name.to_json_best_effort() == by_file.to_json_best_effort()
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -5,7 +5,6 @@ import logging
 
 import flax.linen as nn
 import grain
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -159,16 +158,17 @@ def test_transforms_of_the_users_own(tmp_path):
 
     fitted = fit(tmp_path, transform=transform, eval_transform=lambda image: image[1:5, 2:6], num_epochs=1)
     assert set(seen) == {(6, 8, 2)}
+    with pytest.raises(ValueError, match="unknown model 'given: test_fit.Own'"):
+        resnet_jax.load_pretrained(fitted.workdir)
+
+
+def test_what_a_transform_of_the_users_own_does_is_not_said_to_be_the_configs(tmp_path):
+    model = resnet_jax.cifar_resnet20(num_classes=3, **TINY)
+    crop = lambda image, rng=None: image[1:5, 2:6]  # noqa: E731 - a line, used in the next one
+    fitted = fit(tmp_path, model, transform=crop, eval_transform=crop, num_epochs=1)
+    assert resnet_jax.load_pretrained(fitted.workdir)[0].stage_sizes == (1,)
     with pytest.raises(ValueError, match="interpolation='given', and only"):
-        resnet_jax.preprocessing(fitted.workdir) if False else _stated(fitted.workdir)
-
-
-def _stated(workdir):
-    from resnet_jax.weights import sources
-
-    config = workdirs.load_config(workdir)
-    config["model"]["name"], config["model"]["kwargs"] = "resnet18", {}
-    return sources._run("x", workdir, config, None).preprocessing()
+        resnet_jax.preprocessing(fitted.workdir)
 
 
 class NoClassifier(nn.Module):
@@ -198,6 +198,8 @@ class OtherVariables(nn.Module):
         ({"train": (IMAGES, LABELS + 7)}, "label"),
         ({"tx": TX, "config": {"optimizer.momentum": 0.5}}, "tx is given, and so optimizer.momentum in config"),
         ({"config": {"batchsize": 3}}, "batchsize"),
+        ({"config": {"data.flip": True}}, "not square stay as they are, and so data.flip in config"),
+        ({"transform": max, "config": {"data.padding": 2}}, "transform is given, and so data.padding in config"),
         ({"test": (IMAGES[..., :1], LABELS)}, "train_data have 2 channels, and test_data 1"),
     ],
     ids=lambda value: "",
@@ -246,11 +248,12 @@ def test_more_epochs_keep_what_the_run_has(tmp_path, capsys):
 
 
 def test_it_is_said_what_becomes_of_the_schedule(tmp_path, caplog):
+    cosine = {"schedule.warmup_epochs": 0.0}
     with caplog.at_level(logging.INFO, "resnet_jax"):
-        loop.train(tiny_config(num_epochs=1.0), str(tmp_path))
-        loop.train(tiny_config(num_epochs=2.0), str(tmp_path), extend=True)
-    schedule = loop.experiment.build(tiny_config(num_epochs=2.0)).schedule
-    earlier = loop.experiment.build(tiny_config(num_epochs=1.0)).schedule
+        loop.train(tiny_config(num_epochs=1.0, **cosine), str(tmp_path))
+        loop.train(tiny_config(num_epochs=2.0, **cosine), str(tmp_path), extend=True)
+    schedule = loop.experiment.build(tiny_config(num_epochs=2.0, **cosine)).schedule
+    earlier = loop.experiment.build(tiny_config(num_epochs=1.0, **cosine)).schedule
     assert (
         "1 epochs become 2: step 16 is the last. The schedule is that of a run of so many epochs from its start: the "
         f"rate goes on from {float(schedule(8)):.3g} at step 8, having come to {float(earlier(7)):.3g}"
@@ -258,8 +261,7 @@ def test_it_is_said_what_becomes_of_the_schedule(tmp_path, caplog):
 
 
 def test_a_run_goes_on_by_its_workdir_alone(tmp_path):
-    assert jax.device_count() == 4
-    config = tiny_config(num_epochs=1.0)
+    config = tiny_config(num_epochs=1.0, **{"schedule.warmup_epochs": 0.0})
     loop.train(config, str(tmp_path))
     again = config_file.of_run(str(tmp_path), ["--config.log_every_steps=5"])
     assert loop.train(again, str(tmp_path))["step"] == 8

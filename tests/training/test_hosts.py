@@ -42,7 +42,7 @@ def config(photographs, tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "shrunk.py"
     path.write_text(
         textwrap.dedent(f"""
-        from configs import imagenet_resnet50
+        from resnet_jax.configs import imagenet_resnet50
 
         def get_config():
             config = imagenet_resnet50.get_config()
@@ -126,7 +126,7 @@ def small(folder, *lines):
 
 LATE = """
 import os, time
-from configs import default
+from resnet_jax.configs import default
 
 def make_late():
     late, slow = (float(os.environ.get(name, "0")) for name in ("LATE", "SLOW"))

@@ -3,7 +3,7 @@
 import ml_collections
 import pytest
 
-from configs import default
+from resnet_jax.configs import default
 from resnet_jax.training import experiment, recipe
 from tiny import tiny_config
 

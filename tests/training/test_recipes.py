@@ -15,7 +15,7 @@ import pytest
 
 import resnet_jax
 from batches import NUMBERS, make_batch
-from configs import default
+from resnet_jax.configs import default
 from resnet_jax.step.step import create_train_state, normalize, train_step
 from resnet_jax.training import recipe
 
@@ -70,7 +70,7 @@ FILES = {"torchvision_v2": "torchvision_v2", "a3": "a3", "goyal": ""}
 @pytest.mark.parametrize("name", FILES)
 def test_the_config_file_is_the_recipe_that_is_proven_here(name):
     """But for what counts epochs: the runs here are shorter."""
-    file = importlib.import_module("_".join(["configs.imagenet_resnet50", *filter(None, [FILES[name]])]))
+    file = importlib.import_module("_".join(["resnet_jax.configs.imagenet_resnet50", *filter(None, [FILES[name]])]))
     config = ml_collections.ConfigDict(file.get_config().copy_and_resolve_references())
     flat = {key: value for key, value in RECIPES[name].items() if key.rpartition(".")[2] not in EPOCHS_OR_STEPS}
     found = {key: functools.reduce(lambda node, part: node[part], key.split("."), config) for key in flat}

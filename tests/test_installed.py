@@ -1,0 +1,65 @@
+"""What people install: a wheel, with its recipes, from an empty folder; and a source archive with its tests."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+
+from paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The files of wheel and source archive, in a folder."""
+    folder = tmp_path_factory.mktemp("built")
+    copy = folder / "copy"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(copy)], check=True)
+    changed = subprocess.run(["git", "diff", "HEAD"], cwd=ROOT, check=True, capture_output=True).stdout
+    if changed:
+        subprocess.run(["git", "apply"], cwd=copy, input=changed, check=True)
+    code = "from setuptools import build_meta as b; b.build_wheel({!r}); b.build_sdist({!r})".format(*[str(folder)] * 2)
+    done = subprocess.run([sys.executable, "-c", code], cwd=copy, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def resnet_jax(installed, folder, *words):
+    """The command, from the wheel, in `folder`."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    script = "import sys; from resnet_jax.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script, *words],
+        cwd=folder, env=environment | {"PYTHONPATH": str(installed)}, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_from_an_empty_folder_with_the_wheel_alone(built, tmp_path):
+    (wheel,) = built.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    assert not (tmp_path / "installed" / "configs").exists()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    run = lambda *words: resnet_jax(tmp_path / "installed", empty, *words)  # noqa: E731 - the command, by a short name
+    short = ("--config.schedule.warmup_epochs=0", "--config.num_epochs=0.5", "--config.log_every_steps=0")
+    said = run("train", "--config=digits_resnet20", "--workdir=run", *short)
+    assert "test accuracy" in said
+    assert str(ROOT) not in said
+    said = run("train", "--workdir=run", "--extend-to=1")
+    assert "0.5 epochs become 1: step 22 is the last" in said
+    assert "equals what was logged at step 22" in run("train", "--workdir=run", "--mode=eval")
+    assert "run/report.html" in run("report", "run")
+
+
+def test_the_source_archive_holds_its_tests_and_what_they_need(built):
+    (archive,) = built.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        names = {name.partition("/")[2] for name in opened.getnames()}
+    kept = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    needed = {name for name in kept if not name.startswith(".")}
+    assert needed - names == set()
