@@ -356,7 +356,7 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
     [
         ("{oops\n", "metrics.jsonl, line 2, is no record of a run"),
         ("5\n", "metrics.jsonl, line 2, is no record of a run"),
-        ('{"step": 2, "split": "train", "epoch": 0.1}\n', "no number in loss, accuracy, learning_rate"),
+        ('{"step": 2, "split": "train", "epoch": 0.1}\n', "no number in loss, accuracy, images_per_second"),
         (json.dumps(evaluated(2) | {"loss": "small"}) + "\n", "no number in loss"),
         (json.dumps(evaluated(2) | {"epoch": 0}) + "\n", "no number in split or epoch"),
         (json.dumps(evaluated(2) | {"split": "else"}) + "\n", "split 'else', has no number in split or epoch"),

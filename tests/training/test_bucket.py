@@ -101,7 +101,7 @@ def without_times(records):
 # The last start, and then all that is done with a run.
 AFTER = """
 import json, sys
-import train
+from resnet_jax.cli import train
 from resnet_jax import cli
 from resnet_jax.training import experiment, loop
 from resnet_jax.weights.files import orbax_folder

@@ -126,7 +126,7 @@ def test_preemption_asks_jax_where_there_are_several_hosts(monkeypatch):
 def test_the_second_of_two_runs_in_one_workdir_is_refused(tmp_path, monkeypatch):
     """Each would remove what the other is about to save."""
     seen = []
-    monkeypatch.setattr(loop, "_train", lambda run, workdir: seen.append(workdir))
+    monkeypatch.setattr(loop, "_train", lambda run, workdir, *_: (seen.append(workdir), None))
     with workdirs.alone(str(tmp_path)), pytest.raises(workdirs.WorkdirInUse, match="another process is training in"):
         loop.train(tiny_config(), str(tmp_path))
     loop.train(tiny_config(), str(tmp_path))

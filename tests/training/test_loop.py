@@ -261,8 +261,8 @@ def test_the_augmentation_of_the_config_reaches_the_batches():
 BAD_FLAGS = {
     "--config.batchsize=3": "Did you mean",
     "--config.batch_size=0": "train.py: config.batch_size=0 must lie in 1..256",
-    "--mode=evaluate": "should be one of",
-    "extra": "flags are written --name=value",
+    "--mode=evaluate": "choose from",
+    "extra": "unknown arguments ['extra']",
     "--hosts=one --coordinator=a:1": "--hosts=one is alone",
 }
 # Each command in a fork of one interpreter: (exit code, what it printed) of each.

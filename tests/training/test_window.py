@@ -87,7 +87,7 @@ def steps_of(calls, scores):
 def test_the_numbers_are_safe_before_the_checkpoint_of_their_step():
     calls = []
     steps_of(calls, {})._save(5, None)
-    assert calls == ["flush", "save"]
+    assert calls == ["flush", "save", "saved"]
 
 
 @pytest.mark.parametrize(("accuracy", "saves"), [(0.4, False), (0.5, False), (0.6, True)])
