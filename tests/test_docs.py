@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,24 @@ def test_its_step_moves_what_is_not_frozen(fine_tuning):
     }
     assert "fc" in moved
     assert not moved & {"conv1", "bn1", "layer1", "layer2"}
+
+
+def test_the_page_on_training_from_python_runs_and_prints_what_it_shows(tmp_path, monkeypatch):
+    printed, sent = [], []
+    names = {"print": lambda *values: printed.append(" ".join(map(str, values)))}
+    names["wandb"] = types.SimpleNamespace(log=lambda numbers, step: sent.append((step, numbers)))
+    monkeypatch.setenv("HOME", str(tmp_path))  # where compiled programs are kept
+    with jax.numpy_rank_promotion("allow"), contextlib.chdir(tmp_path):
+        for block in blocks("docs/training-from-python.md", "python"):
+            exec(compile(block, "training-from-python.md", "exec"), names)
+        data = (names["images"][:48], names["labels"][:48])
+        fitted = resnet_jax.fit(
+            names["Small"](), data, data, workdir="runs/told", num_epochs=1, batch_size=8, callbacks=[names["WandB"]()]
+        )
+        assert resnet_jax.class_names("runs/mine") == ("dark", "bright")
+    assert printed == [block.strip() for block in blocks("docs/training-from-python.md", "")]
+    assert [(step, numbers.get("test/accuracy")) for step, numbers in sent][-1] == (6, fitted.record["accuracy"])
+    assert sent[0][1]["train/loss"] == fitted.history[0]["loss"]
 
 
 def test_the_page_on_hazards_names_what_there_is(monkeypatch):
