@@ -11,14 +11,12 @@ import logging
 import os
 import sys
 import time
-import traceback
 from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-PREEMPTED = 75  # sysexits.h: EX_TEMPFAIL, try again
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment; any key can be set: --config.batch_size=64.")
@@ -94,13 +92,14 @@ def run(argv: list[str]) -> None:
     """`main`, but what the library itself refuses is one message and no traceback."""
     try:
         main(argv)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-        ours = os.sep + "resnet_jax" + os.sep in raised_in
-        if not ours and not _is_one_of_many():
+    except Exception as error:
+        from resnet_jax import errors
+
+        refused = errors.is_refusal(error)
+        if not refused and not _is_one_of_many():
             raise
-        print(f"train.py: {error}" if ours else traceback.format_exc(), file=sys.stderr, flush=True)
-        _exit(PREEMPTED if type(error).__name__ == "Preempted" else 1)
+        print(f"train.py: {errors.message(error)}" if refused else errors.message(error), file=sys.stderr, flush=True)
+        _exit(error.exit_code if isinstance(error, errors.Refusal) else 1)
     except KeyboardInterrupt:
         print("train.py: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr, flush=True)
         _exit(INTERRUPTED)
@@ -114,7 +113,9 @@ def _is_one_of_many() -> bool:
 
 def _exit(code: int) -> None:
     """Ends the process; one of many that failed at once, for an orderly end waits for all to come to theirs."""
-    if code != PREEMPTED and _is_one_of_many():
+    from resnet_jax import errors
+
+    if code != errors.PREEMPTED and _is_one_of_many():
         from resnet_jax.training import hosts
 
         # The others hear of each other through the first: its end cuts off what they are about to say.

@@ -1,10 +1,11 @@
 """An experiment's config from its file and `--config.KEY=VALUE` flags, as `train.py` reads them."""
 
+import importlib.util
 import os
 import pathlib
 import sys
-import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
 from absl import flags
@@ -20,32 +21,42 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
       overrides: flags as in `["--config.batch_size=64", "--config.data.flip=False"]`.
 
     Raises:
-      ValueError: no such file, one that defines no config, an import that fails, an unknown flag or key, or a value of
-        another type.
+      ValueError: no such file, one that defines no config, an unknown flag or key, or a value of another type.
+      Exception: whatever the file itself raises, as it is: its traceback says where.
     """
-    file = pathlib.Path(path.rpartition(".py")[0] + ".py")
-    if not file.is_file():
-        raise ValueError(f"--config={path}: there is no file {file}.")
+    place, *argument = path.split(":", 1)
+    file = pathlib.Path(place)
+    if file.suffix != ".py" or not file.is_file():
+        raise ValueError(f"--config={path}: there is no file {file}, or it is not called .py.")
     root = file.absolute().parent
     while (root / "__init__.py").exists():
         root = root.parent
     sys.path[:0] = [folder for folder in dict.fromkeys((str(root), os.getcwd())) if folder not in sys.path]
-    argv = ["", f"--config={path}", *overrides]
-    sys.modules.pop("config_config", None)  # ml_collections would run the file among the names of the one before
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    config = _run(file, argument)
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ValueError(f"--config={path}: get_config() gives {type(config).__name__}, not a ConfigDict.")
+    argv, values = ["", *overrides], flags.FlagValues()
     try:
-        with warnings.catch_warnings():  # of ml_collections 1.1, about itself
-            warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
-            left = values(argv)[1:]
-        config = values["config"].value
-    except (flags.Error, AttributeError, ImportError, KeyError, TypeError, OSError, SyntaxError) as error:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        left = values(argv)[1:]
+    except (flags.Error, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"--config={path}: {_message(error)}") from error
     if left:
         raise ValueError(f"unknown arguments {left}: keys of the config are set by --config.KEY=VALUE.")
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise ValueError(f"--config={path}: get_config() gives {type(config).__name__}, not a ConfigDict.")
     return config
+
+
+def _run(file: pathlib.Path, argument: Sequence[str]) -> Any:
+    """What `get_config` of the file gives; what the file raises is its own affair, and keeps its traceback."""
+    spec = importlib.util.spec_from_file_location("config_config", file)
+    assert spec is not None  # of a file that is called .py
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where a dataclass looks for the module that it is of
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"--config={file} defines no get_config(), which gives the config.")
+    return module.get_config(*argument)
 
 
 def _message(error: Exception) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
+from resnet_jax.errors import Refusal
 from resnet_jax.weights import convert
 from resnet_jax.weights.files import folders, formats
 from resnet_jax.weights.published import download, registry, timm_config, transformers_config
@@ -30,7 +31,7 @@ SOURCES = 'a tag ("resnet50.tv2_in1k"), "hf-hub:ORG/REPO", a URL, a file, a fold
 OF_IMAGES = ("crop_pct", "interpolation", "mean", "std", "resize_size", "crop_mode")
 
 
-class NotStated(ValueError):
+class NotStated(Refusal, ValueError):
     """A source says nothing of what is asked for: no preprocessing, no names of classes."""
 
 
