@@ -6,10 +6,11 @@ import os
 import signal
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
-from resnet_jax import compiler
+from resnet_jax import compiler, errors
 
 
 class Crashed(Exception):
@@ -85,6 +86,8 @@ def _answer(
     try:
         answer = True, function(*arguments)
     except Exception as error:
+        if not errors.is_refusal(error):  # its frames stay behind here
+            error.add_note("".join(traceback.format_exception(error)))
         answer = False, error
     sender.send(answer)
 

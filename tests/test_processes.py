@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from resnet_jax import processes
+from resnet_jax import errors, processes
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +27,9 @@ def test_the_answer_comes_back_from_another_process_even_if_no_pipe_holds_it(log
 
 
 def test_an_error_is_raised_here():
-    with pytest.raises(ValueError, match="invalid literal for int"):
+    with pytest.raises(ValueError, match="invalid literal for int") as raised:
         processes.call(int, "many")
+    assert "in _answer" in errors.message(raised.value)  # with the frames that it had there
 
 
 @pytest.mark.parametrize("name", ["SIGSEGV", pytest.param("SIGKILL", marks=pytest.mark.soak)])

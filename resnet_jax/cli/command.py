@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from resnet_jax import compiler
+from resnet_jax import compiler, errors
 from resnet_jax.cli import convert, evaluate, info, plan, predict, prepare, report, train, verify
 from resnet_jax.cli import list as list_
 
@@ -25,8 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough, as in `resnet-jax list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"resnet-jax: {error}", file=sys.stderr)
+    except Exception as error:
+        if not errors.is_refusal(error):
+            raise
+        print(f"resnet-jax: {errors.message(error)}", file=sys.stderr)
         return 2
 
 

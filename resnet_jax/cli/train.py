@@ -5,9 +5,10 @@ import logging
 import os
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from typing import Any
+
+from resnet_jax import errors
 
 DESCRIPTION = """\
 Trains a network, or goes on with a run; evaluates its newest checkpoint; or tries the start of it.
@@ -20,12 +21,11 @@ Trains a network, or goes on with a run; evaluates its newest checkpoint; or tri
 Any key of the config can be set: --config.batch_size=64; `resnet_jax/configs/default.py` explains each.
 Exit code: 0 done; 1 refused or failed; 130 Ctrl-C; 75 told to make way (SIGTERM), saved: the same command goes on.
 """
-PREEMPTED = 75  # sysexits.h: EX_TEMPFAIL, try again
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 HEARTBEAT = 60
 
 
-class NotAsLogged(RuntimeError):
+class NotAsLogged(errors.Refusal, RuntimeError):
     """An evaluation gives other numbers than the run has logged."""
 
 
@@ -82,20 +82,16 @@ def _run(arguments: argparse.Namespace) -> int:
     """What the library itself refuses is one message and no traceback."""
     try:
         return _train(arguments)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-        ours = os.sep + "resnet_jax" + os.sep in raised_in
-        if not ours and not _is_one_of_many():
+    except Exception as error:
+        refused = errors.is_refusal(error)
+        if not refused and not _is_one_of_many():
             raise
-        text = f"{arguments.program}: {error}" if ours else traceback.format_exc()
-        print(text, file=sys.stderr, flush=True)
-        return _exit(PREEMPTED if type(error).__name__ == "Preempted" else 1)
+        said = errors.message(error)
+        print(f"{arguments.program}: {said}" if refused else said, file=sys.stderr, flush=True)
+        return _exit(error.exit_code if isinstance(error, errors.Refusal) else 1)
     except KeyboardInterrupt:
-        print(
-            f"{arguments.program}: interrupted; the same command goes on from the newest checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
+        said = "interrupted; the same command goes on from the newest checkpoint"
+        print(f"{arguments.program}: {said}", file=sys.stderr, flush=True)
         return _exit(INTERRUPTED)
 
 
@@ -180,7 +176,7 @@ def _is_one_of_many() -> bool:
 
 def _exit(code: int) -> int:
     """The exit code; one of many that failed ends at once, for an orderly end waits for all of them."""
-    if code != PREEMPTED and _is_one_of_many():
+    if code != errors.PREEMPTED and _is_one_of_many():
         from resnet_jax.training import hosts
 
         # The others hear of each other through the first: its end cuts off what they are about to say.

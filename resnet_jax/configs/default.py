@@ -135,7 +135,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint_every_epochs = 1.0
     config.checkpoint_every_steps = 0  # steps; when set, instead of epochs
     config.keep_checkpoints = 2  # the latest so many
-    config.keep_best = 0  # and so many with the highest test accuracy; if any, each new best one is saved
+    config.keep_best = 0  # and so many with the highest test accuracy; if any, each step is saved that is evaluated
     config.tensorboard = False  # scalars in WORKDIR/tensorboard too, where tensorboardX is installed
     config.profile_steps = (0, 0)  # first and last step of a trace for xprof, in WORKDIR/profile; (0, 0): none
 

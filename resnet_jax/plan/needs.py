@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from resnet_jax.errors import Refusal
 from resnet_jax.plan import hlo
-from resnet_jax.plan.chips import Chip
-from resnet_jax.training.experiment import Experiment
+from resnet_jax.plan.chips import GIB, Chip, device_share
+from resnet_jax.training.experiment import Experiment, eval_batch_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Analysis:
       code_bytes: the program; 0 where the backend does not say.
       recomputed: instructions by which the compiler computes something again for lack of memory, unasked.
       collectives: kind -> how many, how large.
-      compile_seconds: for tracing and compiling.
+      eval_batch: images on a device in a batch of the evaluation.
+      eval_bytes: of the device's memory in an evaluation, beside whose step the whole state stays there.
+      compile_seconds: for tracing and compiling both steps.
     """
 
     num_devices: int
@@ -49,31 +52,40 @@ class Analysis:
     code_bytes: int
     recomputed: int
     collectives: dict[str, hlo.Collective]
+    eval_batch: int
+    eval_bytes: int
     compile_seconds: float
 
 
-class DoesNotFit(Exception):
+class DoesNotFit(Refusal):
     """The step needs more memory than the device has; the message is the compiler's."""
 
 
 def analyse(experiment: Experiment) -> Analysis:
-    """Compiles the train step of `experiment` for its devices, from shapes alone: no state and no batch is made.
+    """Compiles both steps of `experiment` for its devices, from shapes alone: no state and no batch is made.
 
     Raises:
-      DoesNotFit: the compiler knows already that the step does not fit. (Not every backend knows it.)
+      DoesNotFit: it is known already that one of them does not fit. (Not every backend's compiler knows it.)
     """
-    step: Any = experiment.parallel.train_step
     state = abstract_state(experiment)
     start = time.perf_counter()
-    try:
-        compiled = step.lower(state, abstract_batch(experiment)).compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise DoesNotFit(_reason(str(error))) from error
+    compiled = _compile(experiment.parallel.train_step, state, abstract_batch(experiment))
+    tested = abstract_eval_batch(experiment)
+    evaluation = _compile(experiment.parallel.eval_step, state, tested).memory_analysis()
     seconds = time.perf_counter() - start
     cost, memory, text = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
-    num_devices = experiment.parallel.state_sharding.mesh.size
+    mesh = experiment.parallel.state_sharding.mesh
+    num_devices = mesh.size
+    # Of the state a compiled evaluation may take only what it uses: the rest stays where it is.
+    eval_bytes = (
+        _size(state) + _size(tested) // num_devices + evaluation.temp_size_in_bytes + evaluation.output_size_in_bytes
+    )
+    chip, eval_batch = device_share(list(mesh.devices.flat)), eval_batch_size(experiment.config) // num_devices
+    if chip and eval_bytes > chip.memory:
+        raise DoesNotFit(
+            f"the evaluation, {eval_batch} images a device at a time, needs {eval_bytes / GIB:.2f} GiB, with the state "
+            f"beside it, of {chip.memory / GIB:.2f}: a smaller batch, or more config.accumulate_steps, lessen it."
+        )
     return Analysis(
         num_devices=num_devices,
         batch_per_device=experiment.config.batch_size // num_devices,
@@ -89,8 +101,23 @@ def analyse(experiment: Experiment) -> Analysis:
         code_bytes=memory.generated_code_size_in_bytes,
         recomputed=hlo.recomputed(text),
         collectives=hlo.collectives(text),
+        eval_batch=eval_batch,
+        eval_bytes=eval_bytes,
         compile_seconds=seconds,
     )
+
+
+def _compile(step: Any, state: Any, batch: Any) -> Any:
+    try:
+        return step.lower(state, batch).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise DoesNotFit(_reason(str(error))) from error
+
+
+def _size(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def abstract_state(experiment: Experiment) -> Any:
@@ -103,7 +130,16 @@ def abstract_state(experiment: Experiment) -> Any:
 
 def abstract_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch of `data.pipeline` as the step takes it, of the largest images that the run trains with."""
-    batch, size = experiment.config.batch_size, experiment.config.data.image_size
+    return _abstract(experiment, experiment.config.batch_size, experiment.config.data.image_size)
+
+
+def abstract_eval_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of the evaluation, likewise."""
+    data = experiment.config.data
+    return _abstract(experiment, eval_batch_size(experiment.config), data.eval_size or data.image_size)
+
+
+def _abstract(experiment: Experiment, batch: int, size: int) -> dict[str, jax.ShapeDtypeStruct]:
     shapes = {
         "image": jax.ShapeDtypeStruct((batch, size, size, experiment.facts.channels), np.uint8),
         "label": jax.ShapeDtypeStruct((batch,), np.int32),
@@ -135,6 +171,7 @@ def describe(analysis: Analysis) -> list[str]:
         f"on each of {analysis.num_devices} devices, in each step of {analysis.batch_per_device} images there, "
         f"{analysis.image_size}x{analysis.image_size} pixels:",
         f"  memory     {peak}: arguments {arguments}, temporaries {temporaries}",
+        f"  evaluation {analysis.eval_bytes / 2**20:,.1f} MiB, {analysis.eval_batch} images there at a time",
         f"  work       {analysis.flops / 1e12:.4g} TFLOP, {analysis.bytes_accessed / 1e9:.4g} GB read and written",
         f"  exchange   {', '.join(exchange) or 'none'}",
         f"compiled in {analysis.compile_seconds:.0f} s",

@@ -49,6 +49,7 @@ def result(outcome: Outcome, subject: Subject) -> Iterator[str]:
     yield f"steps        {outcome.num_steps:,}"
     yield "on each device, in each step:"
     yield f"  memory     {outcome.peak_bytes / GIB:.2f}{share}: {parts}"
+    yield f"  evaluation {outcome.eval_bytes / GIB:.2f} GiB, {outcome.eval_batch} images at a time"
     yield (
         f"  work       {outcome.flops / 1e12:.4g} TFLOP, {outcome.bytes_accessed / 1e9:.4g} GB read and written, of "
         f"them {outcome.memory_bytes / 1e9:.4g} in HBM{_recomputed(outcome)}"

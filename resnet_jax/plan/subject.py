@@ -9,13 +9,14 @@ from typing import Any, TypeAlias, TypeGuard
 import jax
 
 from resnet_jax import processes
+from resnet_jax.errors import Refusal
 from resnet_jax.plan import chips, needs
 from resnet_jax.training import config_file, experiment
 
 NONE = "none"  # the mode of rematerialisation that a config calls None
 
 
-class CompilerCrashed(ChildProcessError):
+class CompilerCrashed(Refusal, ChildProcessError):
     """Whether the step fits is not known."""
 
 

@@ -60,6 +60,11 @@ def test_records(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record for record in records if record["split"] == "test"]
 
 
+def count_unreadable(records: Sequence[dict[str, Any]]) -> int:
+    """Of how many training images they say that they could not be read."""
+    return sum(record.get("unreadable", 0) for record in records if record["split"] == "train")
+
+
 def _part(folder: epath.Path, number: int) -> epath.Path:
     return folder / (METRICS if number == 0 else f"metrics.{number:05}.jsonl")
 

@@ -7,11 +7,13 @@ from typing import Protocol
 
 from etils import epath
 
+from resnet_jax.errors import Refusal
+
 PART_BYTES = 1 << 18
 SECONDS = 30.0
 
 
-class NotWritten(OSError):
+class NotWritten(Refusal, OSError):
     """A file of the workdir could not be written: the disk is full, the bucket refuses."""
 
 

@@ -20,23 +20,26 @@ from typing import Any
 import jax
 from etils import epath
 
-from resnet_jax.runs import storage
+from resnet_jax.errors import Refusal
+from resnet_jax.runs import history, storage
 from resnet_jax.version import __version__
 
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
 STARTS = "run.json"
 CLASSES = "classes.json"
 LOCK = ".lock"
 KEPT_STARTS = 1000
 EPOCHS = "num_epochs"
 
-# Keys that may differ between the starts of one run: they decide where, how fast and how often, but no number.
+# Keys that may differ between the starts of one run: they decide where, how fast, how often and whether it goes on, but
+# no number.
 FREE_KEYS = {
     "parallel", "log_every_steps", "eval_every_epochs", "checkpoint_every_epochs", "checkpoint_every_steps",
     "keep_checkpoints", "keep_best", "tensorboard", "profile_steps", "compilation_cache_dir",
-    "data.path", "data.data_dir", "data.num_threads", "data.num_workers",
+    "data.path", "data.data_dir", "data.num_threads", "data.num_workers", "data.on_error", "data.max_unreadable",
 }  # fmt: skip
 # Of these, what each host of a run may choose for itself: where its data lie, and how it reads them.
 LOCAL_KEYS = {"compilation_cache_dir", "data.path", "data.data_dir", "data.num_threads", "data.num_workers"}
@@ -44,12 +47,14 @@ LOCAL_KEYS = {"compilation_cache_dir", "data.path", "data.data_dir", "data.num_t
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-class WorkdirInUse(RuntimeError):
+class WorkdirInUse(Refusal, RuntimeError):
     """Another process trains in the workdir."""
 
 
 def claim(workdir: str, config: Any, *, writes: bool = True, extend: bool = False) -> None:
     """Writes the resolved `config` (an ml_collections.ConfigDict) into `workdir`, unless another run lives there.
+
+    The config of a start that made no step is replaced.
 
     Args:
       workdir: the folder of the run, on a disk or in a bucket.
@@ -58,8 +63,9 @@ def claim(workdir: str, config: Any, *, writes: bool = True, extend: bool = Fals
       extend: its `num_epochs` may be more than those of the run that lives there.
 
     Raises:
-      ValueError: no workdir, one in a store that is not safe, or one whose config.json differs in a key that is not
-        in `FREE_KEYS`; with `extend`, none to extend, or fewer epochs.
+      ValueError: no workdir, one in a store that is not safe, one whose config.json is of something else, or one in
+        which steps have been made with a config that differs in a key that is not in `FREE_KEYS`; with
+        `extend`, none to extend, or fewer epochs.
       NotWritten: disk full, no permission, bucket gone.
     """
     if not workdir:
@@ -73,10 +79,25 @@ def claim(workdir: str, config: Any, *, writes: bool = True, extend: bool = Fals
     if extend:
         _check_more(workdir, None if there is None else _parse(path, there), config.num_epochs)
     if there is not None:
-        free = FREE_KEYS | {EPOCHS} if extend else FREE_KEYS
-        _check_same(workdir, _flat(_parse(path, there)), _flat(json.loads(text)), free)
+        found = _parse(path, there)
+        if not _is_of_run(found):
+            raise ValueError(f"{path} is not the config of a run, and would be overwritten: give another --workdir.")
+        if is_bound(workdir):
+            free = FREE_KEYS | {EPOCHS} if extend else FREE_KEYS
+            _check_same(workdir, _flat(found), _flat(json.loads(text)), free)
     if writes and there != text.encode():
         storage.write_whole(path, text.encode())
+
+
+def is_bound(workdir: str) -> bool:
+    """Whether a run has made steps in `workdir`: it has left a checkpoint or a record of some.
+
+    Raises:
+      ValueError: metrics.jsonl is there, and holds something else.
+    """
+    folder = epath.Path(workdir) / CHECKPOINTS
+    saved = folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
+    return saved or bool(history.read_metrics(workdir))
 
 
 @contextlib.contextmanager
@@ -143,20 +164,20 @@ def find_run(place: epath.PathLike) -> tuple[dict[str, Any], tuple[str, ...] | N
     folder = epath.Path(place)
     for workdir in (folder, folder.parent.parent):
         path = workdir / CONFIG
-        if workdir == folder or folder.parent.name == "checkpoints":
+        if workdir == folder or folder.parent.name == CHECKPOINTS:
             try:
                 config = _parse(path, path.read_bytes()) if path.is_file() else {}
             except ValueError:
-                if not (workdir / "checkpoints").exists():
+                if not (workdir / CHECKPOINTS).exists():
                     return None
                 raise
-            if isinstance(config, dict) and {"model", "data"} <= set(config):
+            if _is_of_run(config):
                 return config, load_class_names(str(workdir))
     return None
 
 
 def keep_class_names(workdir: str, names: Sequence[str], *, writes: bool = True) -> None:
-    """Writes the names of the classes, in the order of the logits, into a run's folder; once there, they stay.
+    """Writes the names of the classes, in the order of the logits, into a run's folder; once it has steps, they stay.
 
     Args:
       workdir: the folder of the run.
@@ -168,9 +189,12 @@ def keep_class_names(workdir: str, names: Sequence[str], *, writes: bool = True)
       NotWritten: disk full, no permission, bucket gone.
     """
     there = load_class_names(workdir)
-    if there is None and writes:
-        storage.write_whole(epath.Path(workdir) / CLASSES, (json.dumps(list(names), indent=0) + "\n").encode())
-    if there is not None and there != tuple(names):
+    if there == tuple(names):
+        return
+    if there is None or not is_bound(workdir):
+        if writes:
+            storage.write_whole(epath.Path(workdir) / CLASSES, (json.dumps(list(names), indent=0) + "\n").encode())
+    else:
         pairs = list(itertools.zip_longest(there, names, fillvalue="nothing"))
         odd, (theirs, ours) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
         raise ValueError(
@@ -192,6 +216,10 @@ def load_class_names(workdir: str) -> tuple[str, ...] | None:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path} does not hold the names of a run's classes: move it away.")
     return tuple(names)
+
+
+def _is_of_run(config: Any) -> bool:
+    return isinstance(config, dict) and {"model", "data"} <= set(config)
 
 
 def _parse(path: epath.Path, content: bytes) -> Any:

@@ -15,7 +15,7 @@ def update_average(
     after it. Updates of the first `copy_steps` steps, and the one right after them, copy the variables.
 
     Args:
-      average: tree of the average so far, like `variables`.
+      average: tree of the average so far, like `variables`; the new one is computed in its dtypes.
       variables: parameters and batch statistics after the step.
       step: steps made before this one.
       decay: share of the average that an update leaves.
@@ -28,4 +28,6 @@ def update_average(
     # Both weights from Python's floats: 1 - decay taken in float32 would be off by a thousandth at 0.99998.
     old = jnp.where(due, jnp.where(copies, 0.0, decay), 1.0)
     new = jnp.where(due, jnp.where(copies, 1.0, 1 - decay), 0.0)
-    return jax.tree.map(lambda a, b: old.astype(a.dtype) * a + new.astype(a.dtype) * b, average, variables)
+    return jax.tree.map(
+        lambda a, b: old.astype(a.dtype) * a + new.astype(a.dtype) * b.astype(a.dtype), average, variables
+    )

@@ -27,7 +27,8 @@ class TrainState(train_state.TrainState):
 
     Attributes:
       batch_stats: the running statistics, `{}` where the net has none.
-      ema: a moving average of `variables`, which is what is evaluated; None: none is kept.
+      ema: a moving average of `variables`, in float32 or wider, which is what is evaluated, in the dtypes of these;
+        None: none is kept.
       frozen: layers, by dotted name, that do not train: the optimiser does not know of their parameters, and neither
         these nor their running statistics change by a bit. The model's field `freeze_norm` has to fit.
     """
@@ -51,7 +52,10 @@ class TrainState(train_state.TrainState):
 def create_train_state(
     model: Any, variables: Any, tx: optax.GradientTransformation, *, ema: bool = False, frozen: Sequence[str] = ()
 ) -> TrainState:
-    """The state before the first step; with `ema`, it has an average, equal to the variables so far."""
+    """The state before the first step; with `ema`, it has an average, equal to the variables so far, in float32.
+
+    In bfloat16, which has no number between 1 and 1.008, a slow average would stand still.
+    """
     trained, _ = split(variables["params"], frozen)
     state = TrainState.create(
         apply_fn=model.apply,
@@ -60,7 +64,7 @@ def create_train_state(
         batch_stats=variables.get("batch_stats", {}),
         frozen=tuple(frozen),
     ).replace(params=variables["params"])
-    return state.replace(ema=jax.tree.map(jnp.copy, state.variables)) if ema else state
+    return state.replace(ema=jax.tree.map(lambda leaf: jnp.copy(wide(leaf)), state.variables)) if ema else state
 
 
 def normalize(images: Array, mean: Sequence[float], std: Sequence[float], dtype: Any = jnp.float32) -> Array:
@@ -194,7 +198,10 @@ def eval_step(
     smoothing, whatever the net is trained with, so that runs can be compared.
     """
     images = normalize(batch["image"], mean, std, _param_dtype(state))
-    logits = state.apply_fn(state.variables if state.ema is None else state.ema, images, train=False)
+    variables = state.variables
+    if state.ema is not None:  # in the dtypes in which `predict`, `evaluate` and others load it
+        variables = jax.tree.map(lambda average, like: average.astype(like.dtype), state.ema, variables)
+    logits = state.apply_fn(variables, images, train=False)
     losses = cross_entropy(logits, batch["label"])
     return _psum(metrics.measure(logits, batch["label"], losses, batch["mask"]), axis_name)
 

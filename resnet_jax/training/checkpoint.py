@@ -18,20 +18,21 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 from orbax.checkpoint import checkpoint_managers
 
+from resnet_jax.errors import Refusal
 from resnet_jax.step.step import TrainState
 from resnet_jax.training import sound
 from resnet_jax.weights.files.orbax_folder import CHECKPOINTS, absolute
 
 
-class CheckpointMismatch(ValueError):
+class CheckpointMismatch(Refusal, ValueError):
     """A checkpoint holds other variables than the model that is to take them."""
 
 
-class DamagedCheckpoint(RuntimeError):
+class DamagedCheckpoint(Refusal, RuntimeError):
     """A checkpoint that is there cannot be read, or holds values that are not finite."""
 
 
-class CheckpointNotSaved(RuntimeError):
+class CheckpointNotSaved(Refusal, RuntimeError):
     """A checkpoint could not be written; those before it are whole."""
 
 
@@ -51,9 +52,13 @@ class Keep(checkpoint_managers.PreservationPolicy):
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         steps = [info.step for info in checkpoints]
+        return [step in self.kept(steps) for step in steps]
+
+    def kept(self, steps: Sequence[int]) -> set[int]:
+        """Which of `steps`, that rise, stay."""
         scored = [step for step in steps if step in self.scores]
         best = sorted(scored, key=lambda step: (-self.scores[step], step))[: self.best]
-        return [step in steps[-self.latest :] or step in best for step in steps]
+        return {*steps[-self.latest :], *best}
 
 
 class Checkpointer:
@@ -72,6 +77,7 @@ class Checkpointer:
             preservation_policy=keep or checkpoint_managers.LatestN(None),
             enable_async_checkpointing=True,
         )
+        self._keep = keep
         handlers = {name: ocp.StandardCheckpointHandler() for name in ("variables", "progress", "ema")}
         self._folder = absolute(workdir) / CHECKPOINTS
         with self._told():
@@ -105,6 +111,27 @@ class Checkpointer:
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
         with self._told():
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def wait(self) -> None:
+        """Returns when what has been saved is whole on its disk.
+
+        Raises:
+          CheckpointNotSaved: as `save`.
+        """
+        with self._told():
+            self._manager.wait_until_finished()
+
+    def tidy(self) -> None:
+        """Removes what a score that was not known when it was saved leaves outside of what is kept; after `wait`.
+
+        Raises:
+          CheckpointNotSaved: the store refuses.
+        """
+        assert self._keep is not None
+        steps = sorted(self._manager.all_steps())
+        with self._told():
+            for step in sorted({*steps} - self._keep.kept(steps)):
+                self._manager.delete(step)
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:

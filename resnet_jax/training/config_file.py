@@ -1,20 +1,19 @@
 """An experiment's config from a recipe, a file or a run, and `--config.KEY=VALUE` flags."""
 
 import difflib
+import importlib.util
 import os
 import pathlib
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
-from absl import flags
-from ml_collections import config_flags
 
 from resnet_jax import configs
 from resnet_jax.configs import default
 from resnet_jax.runs import workdirs
+from resnet_jax.training.keys.flags import set_keys
 
 RECIPES = pathlib.Path(configs.__file__).parent
 
@@ -31,45 +30,28 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
       path: the file, or the name of a recipe in `resnet_jax/configs`. A file imports from the folder above its package,
         so `configs/x.py` finds `configs.default`, and from the current directory, so that one that lies elsewhere finds
         it, too, where `train.py` does.
-      overrides: flags as in `["--config.batch_size=64", "--config.data.flip=False"]`.
+      overrides: flags as in `["--config.batch_size=64", "--config.data.flip=False"]`; see `keys.flags.set_keys`.
 
     Raises:
-      ValueError: no such file or recipe, one that defines no config, an import that fails, an unknown flag or key, or a
-        value of another type.
+      ValueError: no such file or recipe, one that defines no config, an unknown flag or key, or a value of another
+        type.
+      Exception: whatever the file itself raises, as it is: its traceback says where.
     """
-    head, suffix, argument = path.rpartition(".py")
-    if not suffix and os.sep not in path:
-        if path not in names():
-            near = difflib.get_close_matches(path, names(), n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names())}."
-            raise ValueError(f"--config={path}: it is neither a file that ends in .py nor a recipe: {hint}")
-        head, argument = str(RECIPES / path), ""
-    file = pathlib.Path(head + ".py")
-    if not file.is_file():
-        raise ValueError(f"--config={path}: there is no file {file}.")
+    place, *argument = path.split(":", 1)
+    file = RECIPES / f"{place}.py" if place in names() else pathlib.Path(place)
+    if file.suffix != ".py" or not file.is_file():
+        beside = [str(file.parent / other.name) for other in file.parent.glob("*.py")] if file.suffix else names()
+        near = difflib.get_close_matches(place, beside)
+        hint = f"; did you mean {' or '.join(near)}?" if near else f"; recipes are {', '.join(names())}."
+        raise ValueError(f"--config={path}: there is neither a file {file}, ending in .py, nor a recipe of this name{hint}")
     root = file.absolute().parent
     while (root / "__init__.py").exists():
         root = root.parent
     sys.path[:0] = [folder for folder in dict.fromkeys((str(root), os.getcwd())) if folder not in sys.path]
-    sys.modules.pop("config_config", None)  # ml_collections would run the file among the names of the one before
-    values = flags.FlagValues()
-    argv = [f"--config={file}{argument}", *overrides]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["", *argv])
-    return _read(values, argv, f"--config={path}")
-
-
-def _read(values: flags.FlagValues, argv: Sequence[str], source: str) -> ml_collections.ConfigDict:
-    try:
-        with warnings.catch_warnings():  # of ml_collections 1.1, about itself
-            warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
-            left = values(["", *argv])[1:]
-        config = values["config"].value
-    except (flags.Error, AttributeError, ImportError, KeyError, TypeError, OSError, SyntaxError) as error:
-        raise ValueError(f"{source}: {_message(error)}") from error
-    if left:
-        raise ValueError(f"unknown arguments {left}: keys of the config are set by --config.KEY=VALUE.")
+    config = _run(file, argument)
     if not isinstance(config, ml_collections.ConfigDict):
-        raise ValueError(f"{source}: get_config() gives {type(config).__name__}, not a ConfigDict.")
+        raise ValueError(f"--config={path}: get_config() gives {type(config).__name__}, not a ConfigDict.")
+    set_keys(config, overrides)
     return config
 
 
@@ -85,9 +67,8 @@ def of_run(workdir: str, overrides: Sequence[str] = ()) -> ml_collections.Config
         _update(config, workdirs.load_config(workdir))
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{workdir}/{workdirs.CONFIG} is of another version of this package: {error}") from error
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", *overrides])
-    return _read(values, overrides, f"--workdir={workdir}")
+    set_keys(config, overrides)
+    return config
 
 
 def _update(config: ml_collections.ConfigDict, found: dict[str, Any]) -> None:
@@ -103,9 +84,14 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _message(error: Exception) -> str:
-    """The text of an error, also where another error stands in its place, as in ml_collections' of unknown keys."""
-    inner = error.args[0] if len(error.args) == 1 else None
-    if isinstance(inner, Exception):
-        return _message(inner)
-    return (inner if isinstance(inner, str) else str(error)).replace("\n", " ")
+def _run(file: pathlib.Path, argument: Sequence[str]) -> Any:
+    """What `get_config` of the file gives; what the file raises is its own affair, and keeps its traceback."""
+    spec = importlib.util.spec_from_file_location("config_config", file)
+    assert spec is not None  # of a file that is called .py
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where a dataclass looks for the module that it is of
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"--config={file} defines no get_config(), which gives the config.")
+    return module.get_config(*argument)

@@ -244,11 +244,16 @@ def train_batches(run: Run, start_step: int) -> Any:
     return inputs.Announced(batches, start_step, sizes)
 
 
+def eval_batch_size(config: ml_collections.ConfigDict) -> int:
+    """Images of a batch of the evaluation: as many as a step works through at once, for these are known to fit."""
+    return int(config.batch_size // config.accumulate_steps)
+
+
 def eval_batches(run: Run) -> Any:
     """The test split once, the last batch padded and masked; to be closed."""
     return pipeline.eval_batches(
         run.test_data,
-        batch_size=run.config.batch_size,
+        batch_size=eval_batch_size(run.config),
         transform=run.eval_transform,
         **_reading(run.config.data),
     )

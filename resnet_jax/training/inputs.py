@@ -7,13 +7,16 @@ during training, which saves time early (Howard 2018; Tan & Le 2021, arXiv:2104.
 
 import itertools
 import logging
+import math
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
 
 from resnet_jax.data import pipeline, transforms
-from resnet_jax.data.images.pillow import INTERPOLATIONS
+from resnet_jax.data.images.pillow import INTERPOLATIONS, UnreadableImage, decode
+from resnet_jax.data.sources import base
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +84,31 @@ class Announced(pipeline.Batches):
             )
         self._step += 1
         return batch
+
+
+# Looking ------------------------------------------------------------------------------------------------
+
+
+def look(dataset: base.Dataset, seconds: float) -> tuple[int, list[str]]:
+    """Reads and decodes images of `dataset` for up to so many seconds, spread over all of it.
+
+    Returns:
+      How many were looked at, and a line for each that cannot be read.
+    """
+    size, end, found = len(dataset), time.monotonic() + seconds, list[str]()
+    # By the golden section the first few lie far apart, and none comes twice.
+    stride = next(step for step in itertools.count(round(0.618 * size) or 1) if math.gcd(step, size) == 1)
+    for count in range(size):
+        if time.monotonic() > end:
+            return count, found
+        index = count * stride % size
+        try:
+            image = dataset.source[index]["image"]
+            if isinstance(image, bytes):
+                decode(image, dataset.channels)
+        except UnreadableImage as error:
+            found.append(f"{dataset.source.origin(index)}: {error}")
+    return size, found
 
 
 # Refusals -----------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -11,6 +11,7 @@ import ml_collections
 from etils import epath
 
 from resnet_jax import compiler, version
+from resnet_jax.errors import PREEMPTED, Refusal
 from resnet_jax.runs import history, plots, reporting, workdirs
 from resnet_jax.step import metrics
 from resnet_jax.step.parallel import connect
@@ -22,8 +23,10 @@ from resnet_jax.training.window import Window, check_unreadable
 logger = logging.getLogger(__name__)
 
 
-class Preempted(RuntimeError):
+class Preempted(Refusal, RuntimeError):
     """The run was told to make way; it has saved, and the same command goes on with it."""
+
+    exit_code = PREEMPTED
 
 
 def train(config: ml_collections.ConfigDict, workdir: str, *, extend: bool = False) -> dict[str, Any]:
@@ -66,12 +69,11 @@ def train_run(
 def _train(
     run: experiment.Run, workdir: str, callbacks: Sequence[reporting.Callback], extend: bool
 ) -> tuple[TrainState, dict[str, Any]]:
-    if run.config.init_from and not (epath.Path(workdir) / workdirs.CONFIG).exists():
-        run.load_initial()  # weights that do not fit must not bind the workdir to a config that names them
     added = _extension(run, workdir) if extend else ""
     workdirs.claim(workdir, run.config, writes=hosts.is_first(), extend=extend)
     workdirs.keep_class_names(workdir, run.train_data.class_names, writes=hosts.is_first())
     _check_shared(workdir)
+    logger.info("%s", hosts.layout())
     scores: dict[int, float] = {}  # step -> test accuracy
     keep = checkpoint.Keep(run.config.keep_checkpoints, run.config.keep_best, scores)
     first_traced, last_traced = run.config.profile_steps
@@ -80,10 +82,14 @@ def _train(
     with hosts.Preemption() as preemption, checkpoint.Checkpointer(workdir, keep) as checkpoints:
         state = _restore_or_create(run, checkpoints)
         first_step = int(state.step)
-        # Records of later steps belong to a start that was killed before it saved: they will be made again.
-        before = [r for r in history.test_records(history.read_metrics(workdir)) if r["step"] <= first_step]
-        scores.update({record["step"]: record["accuracy"] for record in before})
+        # Records of later steps belong to a start that was killed before it saved: they will be made again. What was
+        # evaluated and which checkpoint is best decides what all hosts do next, so they hear it of one.
+        records = history.read_metrics(workdir) if hosts.is_first() else []
+        before = [record for record in records if record["step"] <= first_step]
+        tested, unreadable = hosts.of_first([history.test_records(before), history.count_unreadable(before)])
+        scores.update({record["step"]: record["accuracy"] for record in tested})
         if hosts.is_first():
+            _say_of_devices(run, state, workdirs.load_starts(workdir))
             workdirs.record_start(workdir, workdirs.describe_start(first_step=first_step))
         reporter = reporting.Reporter(
             workdir,
@@ -97,10 +103,11 @@ def _train(
         with reporter, trace:
             if added:
                 reporter.say(added)
-            state, last = _Steps(run, checkpoints, reporter, scores, preemption).make(state, trace)
+            steps = _Steps(run, checkpoints, reporter, scores, preemption, unreadable)
+            state, last = steps.make(state, trace)
     if hosts.is_first():
         plots.leave_curves(workdir)
-    return state, last or before[-1]
+    return state, last or tested[-1]
 
 
 def _extension(run: experiment.Run, workdir: str) -> str:
@@ -192,6 +199,20 @@ def _restore_or_create(run: experiment.Run, checkpoints: checkpoint.Checkpointer
     return state
 
 
+def _say_of_devices(run: experiment.Run, state: TrainState, starts: Sequence[Mapping[str, Any]]) -> None:
+    """A line in the log where a run goes on with another number of devices, and batch norm tells them apart."""
+    size, now = run.config.batch_norm_devices, jax.device_count()
+    made = [start["devices"]["count"] for start in starts if start["first_step"] < int(state.step)]
+    before = made[-1] if made else now  # of the last start that left a step
+    if state.batch_stats and size and before != now:
+        rows, rows_now = (size * run.config.batch_size // run.config.accumulate_steps // n for n in (before, now))
+        logger.warning(
+            "this run had %d devices, and goes on with %d: with config.batch_norm_devices=%d each statistic of batch "
+            "norm was over %d images, and is over %d from here on; a run on either number alone would end with others",
+            *(before, now, size, rows, rows_now),
+        )
+
+
 # Steps --------------------------------------------------------------------------------------------------
 
 
@@ -205,42 +226,51 @@ class _Steps:
         reporter: reporting.Reporter,
         scores: dict[int, float],
         preemption: hosts.Preemption,
+        unreadable: int = 0,
     ) -> None:
         self._run, self._checkpoints, self._reporter = run, checkpoints, reporter
         self._preemption = preemption
         self._scores = scores  # step -> test accuracy, of this start and those before it
-        self._window = Window(run.config.batch_size, run.facts.num_train, run.config.data.max_unreadable)
+        self._unreadable = unreadable  # images, of the starts before
 
     def make(self, state: TrainState, trace: Trace) -> tuple[TrainState, dict[str, Any] | None]:
         """Makes them; returns the state after the last and the record of the last evaluation, if there was one."""
-        run, step, waiting = self._run, int(state.step), None
+        run, step, before = self._run, int(state.step), None
         # A start that was killed or told to stop may have saved a step and not yet evaluated it.
         last = self._evaluate(step, state) if step and self._evaluates(step) and step not in self._scores else None
+        self._window = Window(
+            run.config.batch_size,
+            run.facts.num_train,
+            run.config.data.max_unreadable,
+            seen=step * run.config.batch_size,
+            unreadable=self._unreadable,
+            saved_step=self._checkpoints.saved_step,
+        )
         if step < run.num_steps:
             self._reporter.say(
                 f"step {step}: compiling the training step; this can take minutes, a later start is quicker"
             )
-        self._window.restart()
         with contextlib.closing(experiment.train_batches(run, step)) as batches:
             while step < run.num_steps:
                 with trace.step(step + 1):
                     state, sums = run.parallel.train_step(state, run.parallel.shard(next(batches)))
                 if run.parallel.blocking:
                     jax.block_until_ready(sums)
-                # Numbers are read one step late, so that the devices always have the next step to work on ...
-                if waiting is not None:
-                    self._window.add(step, waiting)
-                step, waiting = step + 1, sums
+                # The step before is waited for, so that the devices always have the next one to work on, and never hold
+                # the batches of many. What it counted stays there ...
+                if before is not None:
+                    jax.block_until_ready(before)
+                step, before = step + 1, sums
+                self._window.add(step, sums)
                 preempted = self._preemption.reached()
-                # ... but before anything is written they are all in, and the state is looked at: one that is not finite
-                # is never evaluated or saved, and the windows of a resumed run are those of an uninterrupted one.
+                # ... but before anything is written it is all in, and the state is looked at: one that is not finite is
+                # never evaluated or saved, and the windows of a resumed run are those of an uninterrupted one.
                 if preempted or self._reports(step):
-                    self._window.add(step, waiting)
-                    waiting = None
+                    self._window.read()
                     self._report(step, state)
                     if preempted:
                         self._make_way(step, state)
-                    last = self._evaluate_and_save(step, state) or last
+                    last = self._save_and_evaluate(step, state) or last
                     self._window.restart()
         return state, last
 
@@ -251,9 +281,9 @@ class _Steps:
 
     def _saves(self, step: int) -> bool:
         config = self._run.config
-        return self._every(
-            step, config.checkpoint_every_steps or config.checkpoint_every_epochs * self._run.steps_per_epoch
-        )
+        interval = config.checkpoint_every_steps or config.checkpoint_every_epochs * self._run.steps_per_epoch
+        # Which evaluation is the best is known when it has ended, and a state is saved before one begins.
+        return self._every(step, interval) or (config.keep_best > 0 and self._evaluates(step))
 
     def _reports(self, step: int) -> bool:
         return self._evaluates(step) or self._saves(step) or self._every(step, self._run.config.log_every_steps)
@@ -272,22 +302,34 @@ class _Steps:
         left = (run.num_steps - step) * numbers.pop("seconds_per_step")
         self._reporter.train(step, position | numbers | {"seconds_left": left})
 
-    def _evaluate(self, step: int, state: TrainState) -> dict[str, Any]:
-        # An evaluation can take longer than the time that is left after SIGTERM.
-        numbers = {
-            "epoch": step / self._run.steps_per_epoch,
-            **_evaluate(self._run, state, lambda: self._preemption.reached() and self._make_way(step, state)),
-        }
-        self._scores[step] = numbers["accuracy"]
-        return self._reporter.test(step, numbers)
-
-    def _evaluate_and_save(self, step: int, state: TrainState) -> dict[str, Any] | None:
-        best_before = max(self._scores.values(), default=-1)
-        record = self._evaluate(step, state) if self._evaluates(step) else None
-        is_best = record is not None and record["accuracy"] > best_before
-        if self._saves(step) or (is_best and self._run.config.keep_best):
+    def _save_and_evaluate(self, step: int, state: TrainState) -> dict[str, Any] | None:
+        if self._saves(step):
             self._save(step, state)
+        return self._evaluate(step, state) if self._evaluates(step) else None
+
+    def _evaluate(self, step: int, state: TrainState) -> dict[str, Any]:
+        self._checkpoints.wait()  # whatever an evaluation meets, or makes of this process, the step is not lost to it
+        try:
+            # An evaluation can take longer than the time that is left after SIGTERM.
+            found = _evaluate(self._run, state, lambda: self._preemption.reached() and self._make_way(step, state))
+        except Preempted:
+            raise
+        except Exception as error:
+            error.add_note(self._what_stands(step))
+            raise
+        found = hosts.of_first(found)
+        self._scores[step] = found["accuracy"]
+        record = self._reporter.test(step, {"epoch": step / self._run.steps_per_epoch, **found})
+        if self._run.config.keep_best:
+            self._checkpoints.tidy()
         return record
+
+    def _what_stands(self, step: int) -> str:
+        saved = self._checkpoints.saved_step()
+        if saved == step:
+            return f"The checkpoint of step {step} is saved: the same command goes on with this evaluation."
+        newest = "there is no checkpoint yet" if saved is None else f"the newest checkpoint is of step {saved}"
+        return f"This was the evaluation of step {step}, at which none was due to be saved; {newest}."
 
     def _save(self, step: int, state: TrainState) -> None:
         self._reporter.flush()  # a checkpoint never stands without the numbers of the steps before it

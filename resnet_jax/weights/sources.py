@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
+from resnet_jax.errors import Refusal
 from resnet_jax.models.variants import create_model
 from resnet_jax.weights import convert
 from resnet_jax.weights.files import folders, formats
@@ -46,7 +47,7 @@ OF_RUNS = {
 }
 
 
-class NotStated(ValueError):
+class NotStated(Refusal, ValueError):
     """A source says nothing of what is asked for: no preprocessing, no names of classes."""
 
 

@@ -17,7 +17,12 @@ from resnet_jax.configs import default
 from resnet_jax.runs import storage, workdirs
 from resnet_jax.version import __version__
 
-CONFIG = ml_collections.ConfigDict({"seed": 0, "data": {"path": "", "flip": True}})
+CONFIG = ml_collections.ConfigDict({"seed": 0, "data": {"path": "", "flip": True}, "model": {}})
+
+
+def make_step(folder):
+    """What a run that has made one leaves."""
+    (folder / "metrics.jsonl").write_text('{"step": 1, "split": "train"}\n')
 
 
 def test_the_first_process_writes_the_config_and_the_others_compare(tmp_path):
@@ -25,7 +30,8 @@ def test_the_first_process_writes_the_config_and_the_others_compare(tmp_path):
     workdirs.claim(workdir, CONFIG, writes=False)
     assert not (tmp_path / "run").exists()
     workdirs.claim(workdir, CONFIG)
-    assert workdirs.load_config(workdir) == {"seed": 0, "data": {"path": "", "flip": True}}
+    make_step(tmp_path / "run")
+    assert workdirs.load_config(workdir) == {"seed": 0, "data": {"path": "", "flip": True}, "model": {}}
     other = CONFIG.copy_and_resolve_references()
     other.data.flip = False
     for writes in (True, False):
@@ -35,19 +41,59 @@ def test_the_first_process_writes_the_config_and_the_others_compare(tmp_path):
 
 def test_a_free_key_may_change_and_is_written(tmp_path):
     workdirs.claim(str(tmp_path), CONFIG)
+    make_step(tmp_path)
     moved = CONFIG.copy_and_resolve_references()
     moved.data.path = "/elsewhere"
     workdirs.claim(str(tmp_path), moved, writes=False)
     assert workdirs.load_config(str(tmp_path))["data"]["path"] == ""
     workdirs.claim(str(tmp_path), moved)
     assert workdirs.load_config(str(tmp_path))["data"]["path"] == "/elsewhere"
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "metrics.jsonl"}
+
+
+def leave_checkpoint(folder):
+    (folder / "checkpoints" / "8").mkdir(parents=True)
+
+
+def leave_half_a_checkpoint(folder):
+    (folder / "checkpoints" / "8.orbax-checkpoint-tmp").mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    ("leave", "bound"),
+    [(lambda folder: None, False), (leave_half_a_checkpoint, False), (leave_checkpoint, True), (make_step, True)],
+    ids=["nothing", "half a checkpoint", "a checkpoint", "a record"],
+)
+def test_a_workdir_is_bound_by_a_run_that_has_made_a_step(tmp_path, leave, bound):
+    workdir, other = str(tmp_path), CONFIG.copy_and_resolve_references()
+    workdirs.claim(workdir, CONFIG)
+    workdirs.keep_class_names(workdir, ["ant"])
+    leave(tmp_path)
+    other.seed = 1
+    refused = pytest.raises(ValueError, match="belongs to another run") if bound else contextlib.nullcontext()
+    for writes in (False, True):
+        with refused:
+            workdirs.claim(workdir, other, writes=writes)
+    assert workdirs.load_config(workdir)["seed"] == (0 if bound else 1)
+    with pytest.raises(ValueError, match="other names") if bound else contextlib.nullcontext():
+        workdirs.keep_class_names(workdir, ["bee"])
+    assert workdirs.load_class_names(workdir) == (("ant",) if bound else ("bee",))
+
+
+@pytest.mark.parametrize("content", ['{"architecture": "resnet50"}', "[]", '{"data": {}}'])
+def test_the_config_of_something_else_is_not_overwritten(tmp_path, content):
+    """As a folder of weights has one."""
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config.json is not the config of a run.*give another --workdir"):
+        workdirs.claim(str(tmp_path), CONFIG)
+    assert (tmp_path / "config.json").read_text() == content
 
 
 def test_a_key_that_another_version_did_not_have_is_told_from_one_that_was_none(tmp_path):
     older = CONFIG.copy_and_resolve_references()
     del older.data["flip"]
     workdirs.claim(str(tmp_path), older)
+    make_step(tmp_path)
     with pytest.raises(ValueError, match="config.data.flip: no such key there, True now"):
         workdirs.claim(str(tmp_path), CONFIG)
 
@@ -192,11 +238,11 @@ def test_commit_and_changes_are_those_of_the_checkout_the_code_runs_from(tmp_pat
     assert workdirs._git() == {}
 
 
-# Where, how fast and how often: whatever they are, a run comes to the same numbers.
+# Where, how fast and how often, and whether it goes on: whatever they are, a run comes to the same numbers.
 FREE = {
     *("parallel", "log_every_steps", "eval_every_epochs", "checkpoint_every_epochs", "checkpoint_every_steps"),
     *("keep_checkpoints", "keep_best", "tensorboard", "profile_steps", "compilation_cache_dir"),
-    *("data.path", "data.data_dir", "data.num_threads", "data.num_workers"),
+    *("data.path", "data.data_dir", "data.num_threads", "data.num_workers", "data.on_error", "data.max_unreadable"),
 }
 
 

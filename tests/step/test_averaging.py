@@ -1,13 +1,17 @@
 """The moving average: by hand, in a run that is stopped and goes on, evaluated, exported."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from test_life import stopped_at
 
 from resnet_jax import cli, inference
 from resnet_jax.step.averaging import update_average
+from resnet_jax.step.step import create_train_state
 from resnet_jax.training import checkpoint, experiment, loop
 from resnet_jax.weights.files import orbax_folder
 from tiny import equal, final_state, tiny_config
@@ -45,6 +49,39 @@ def test_the_small_weight_of_a_slow_average_is_exact_in_float32():
     )
     assert float(average) == np.float32(1 - 0.99998)
     assert float(average) != np.float32(1) - np.float32(0.99998)
+
+
+@pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_the_average_of_narrow_parameters_is_kept_in_float32(kind):
+    """In bfloat16 it would stand still: 1 and a thousandth of 2 is 1. By hand, in NumPy's float64."""
+    variables = {"params": {"w": jnp.ones(3, kind)}, "batch_stats": {"mean": jnp.ones(3)}}
+    model = types.SimpleNamespace(apply=None)
+    average = create_train_state(model, variables, optax.sgd(1.0), ema=True).ema
+    assert {leaf.dtype for leaf in jax.tree.leaves(average)} == {np.dtype("float32")}
+    moved = {"params": {"w": jnp.full(3, 3.0, kind)}, "batch_stats": {"mean": jnp.full(3, 3.0)}}
+    for step in range(50):
+        average = update_average(
+            average, moved, jnp.int32(step + 1), decay=0.999, every=1, steps_per_epoch=99, copy_steps=0
+        )
+    for leaf in jax.tree.leaves(average):
+        assert leaf.dtype == np.float32
+        np.testing.assert_allclose(leaf, 3 - 2 * 0.999**50, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_run_in_bfloat16_goes_on_from_an_average_of_before_in_bfloat16(tmp_path):
+    """It is evaluated in the dtypes in which others load it."""
+    config = tiny_config(**{"ema.decay": 0.9, "model.kwargs.param_dtype": "bfloat16", "num_epochs": 1.0})
+    run = experiment.build(config)
+    state = run.create_state()
+    old = state.replace(ema=jax.tree.map(lambda a, b: a.astype(b.dtype), state.ema, state.variables))
+    with checkpoint.Checkpointer(str(tmp_path)) as checkpoints:
+        checkpoints.save(0, old)
+    restored = final_state(tmp_path, config)
+    assert {leaf.dtype for leaf in jax.tree.leaves(restored.ema)} == {np.dtype("float32")}
+    assert equal(restored.ema, state.ema)
+    narrow = loop._evaluate(run, restored.replace(ema=None), lambda: None)
+    assert loop._evaluate(run, restored, lambda: None)["loss"] == narrow["loss"]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from paths import ROOT
+from resnet_jax import errors
 from resnet_jax.training import config_file
 
 MINE = """
@@ -57,9 +58,7 @@ def test_the_config_s_own_folder_comes_before_the_current_one(alone, tmp_path, m
     [
         ("x = 1", [], "get_config"),
         (None, [], "there is no file"),
-        (MINE.format(package="configz"), [], "No module named 'configz'"),
         ("get_config = lambda: {}", [], "gives dict, not a ConfigDict"),
-        ("def get_config(:", [], "syntax"),
         (MINE.format(package="configs"), ["--config.batchsize=3"], "batchsize"),
         (MINE.format(package="configs"), ["--config.batch_size=many"], "many"),
         (MINE.format(package="configs"), ["other"], r"unknown arguments \['other'\]"),
@@ -71,7 +70,39 @@ def test_what_is_no_config_is_refused_with_its_name(tmp_path, text, overrides, m
         path.write_text(text)
     with pytest.raises(ValueError, match=message) as refusal:
         config_file.load(str(path), overrides)
+    assert errors.is_refusal(refusal.value)
     assert overrides or "refused.py" in str(refusal.value)
+
+
+MISTAKES = {
+    "raise ValueError('mine')": ValueError,
+    "len(3)": TypeError,
+    "{}['mine']": KeyError,
+    "None.mine": AttributeError,
+    "open('/no/such/file')": FileNotFoundError,
+    "from configz import default": ModuleNotFoundError,
+    "def mine(:": SyntaxError,
+}
+
+
+@pytest.mark.parametrize("where", ["in get_config", "in the file", "in a module that it imports"])
+@pytest.mark.parametrize(("mistake", "kind"), MISTAKES.items())
+def test_a_mistake_in_a_config_is_shown_where_it_is(tmp_path, monkeypatch, mistake, kind, where):
+    """In a checkout, too, that is called like the package."""
+    folder = tmp_path / "resnet_jax"
+    folder.mkdir()
+    text = {
+        "in get_config": f"def get_config():\n    {mistake}\n",
+        "in the file": mistake,
+        "in a module that it imports": "import module_of_mine",
+    }
+    (folder / "mine.py").write_text(text[where])
+    (folder / "module_of_mine.py").write_text(mistake)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(kind) as raised:
+        config_file.load(str(folder / "mine.py"))
+    assert not errors.is_refusal(raised.value)
+    assert str(folder / ("module_of_mine.py" if "imports" in where else "mine.py")) in errors.message(raised.value)
 
 
 def test_a_config_does_not_see_the_names_of_the_one_before(tmp_path):

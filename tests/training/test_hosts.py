@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from jax._src import clusters
 from PIL import Image
 
 import launching
@@ -237,16 +238,20 @@ class Store:
                 raise jax.errors.JaxRuntimeError(f"DEADLINE_EXCEEDED: GetKeyValue() timed out with key: {key}")
             return self._texts[key]
 
+    def key_value_dir_get(self, folder):
+        with self._changed:
+            return [(key, text) for key, text in self._texts.items() if key.startswith(folder)]
+
     def wait_at_barrier(self, key, milliseconds):
         self._barrier.wait(milliseconds / 1000)
 
 
 @pytest.fixture
 def agree_on(monkeypatch):
-    """`agree` of so many processes, of which None never comes: what each of them raises, or None."""
+    """`agree` of so many processes, of which None never comes: what each of them raises, or gives."""
     own = threading.local()
 
-    def agree(*facts):
+    def agree(*facts, what=lambda own: hosts.agree(own, "Mend it.")):
         store, turns = Store(len(facts)), itertools.repeat(0)
         monkeypatch.setattr(jax, "process_count", lambda: len(facts))
         monkeypatch.setattr(jax, "process_index", lambda: own.index)
@@ -256,7 +261,7 @@ def agree_on(monkeypatch):
         def process(index):
             own.index = index
             try:
-                return hosts.agree(facts[index], "Mend it.")
+                return what(facts[index])
             except Exception as error:
                 return error
 
@@ -277,6 +282,11 @@ def test_all_hosts_learn_of_each_difference(agree_on):
     assert message.endswith("Mend it.")
 
 
+def test_what_one_host_says_all_take(agree_on):
+    assert agree_on([1, 0.1], [2], "x", what=hosts.of_first) == [[1, 0.1]] * 3
+    assert hosts.of_first({"alone": True}) == {"alone": True}
+
+
 def test_hosts_that_disagree_end_before_anything_is_written(tmp_path, monkeypatch):
     def refuse(facts, remedy):
         assert facts["config.batch_size"] == 8
@@ -293,6 +303,35 @@ def test_a_host_that_does_not_come_is_missed(agree_on, monkeypatch):
     for error in agree_on({"a": 1}, {"a": 1}, None):
         assert isinstance(error, hosts.HostMissing)
         assert "has not come to this point within 0.05 s" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ((1, 1, None), ["process 0 waits for process 2", "process 1 waits for process 2"]),
+        ((None, 1, 1), ["process 1 waits for process 0", "process 2 waits for process 0"]),
+    ],
+)
+def test_a_wait_is_said_with_who_is_missing_and_ends_in_time(agree_on, monkeypatch, caplog, facts, said):
+    monkeypatch.setattr(hosts, "PATIENCE", 0.6)
+    monkeypatch.setattr(hosts, "QUIET", 0.1)
+    start = time.monotonic()
+    assert {type(error) for error in agree_on(*facts)} == {hosts.HostMissing}
+    assert time.monotonic() - start < 2 * 0.6
+    assert sorted(record.message for record in caplog.records) == [f"{line}, for up to 0.6 s" for line in said]
+
+
+def test_a_process_that_is_left_alone_at_the_start_says_so(monkeypatch, caplog):
+    def wait(*_, initialization_timeout, **__):
+        assert initialization_timeout == hosts.PATIENCE
+        time.sleep(0.2)
+        raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: Barrier timed out")
+
+    monkeypatch.setattr(hosts, "QUIET", 0.05)
+    monkeypatch.setattr(jax.distributed, "initialize", wait)
+    with pytest.raises(hosts.HostMissing, match=r"not all of them have within 600 s.*Barrier timed out"):
+        hosts.join("a:1", 2, 1)
+    assert "process 1 of 2 waits for all to come to a:1, for up to 600 s" in caplog.text
 
 
 def test_connections_are_made_before_the_first_step(monkeypatch):
@@ -343,8 +382,15 @@ def raise_no_cluster(**_):
         ({"coordinator": "a:1"}, {}, "give --num_processes, --process_id too"),
         ({"num_processes": 2, "process_id": 0}, {}, "give --coordinator too"),
         ({}, {"JOB_COMPLETION_INDEX": "3"}, r"one pod of a Kubernetes job.*install \"jax\[k8s\]\""),
+        (
+            {},
+            {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "1"},
+            r"OMPI_COMM_WORLD_SIZE=4: Open MPI has started 4 processes, of which this is number 1.*give --coordinator",
+        ),
+        ({}, {"PMI_SIZE": "2", "PMI_RANK": "0"}, r"PMI_SIZE=2: .* give --coordinator=HOST:PORT"),
+        ({}, {"WORLD_SIZE": "2", "RANK": "0"}, r"WORLD_SIZE=2: torchrun has started 2"),
     ],
-    ids=["only the address", "no address", "a pod without the package"],
+    ids=["only the address", "no address", "a pod without the package", "Open MPI 5", "MPICH", "torchrun"],
 )
 def test_half_an_address_is_refused(monkeypatch, arguments, environment, said):
     monkeypatch.setattr(jax.distributed, "initialize", raise_no_cluster)
@@ -352,6 +398,40 @@ def test_half_an_address_is_refused(monkeypatch, arguments, environment, said):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=said):
         hosts.join(**arguments)
+
+
+OPEN_MPI = {f"OMPI_COMM_WORLD_{name}": text for name, text in (("SIZE", "4"), ("RANK", "3"), ("LOCAL_RANK", "1"))}
+SLURM = {
+    "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "node1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+    "SLURM_STEP_NUM_NODES": "2",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "environment", "place", "devices"),
+    [
+        ("a:1", OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, ("a:1", 4, 3), [1]),
+        ("a:1", OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, ("a:1", 4, 3), None),
+        ("", OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "8192.0;tcp://10.0.0.1:1"}, None, [1]),
+        ("", OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://a:1", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, None, None),
+        ("", SLURM | {"SLURM_NTASKS": "2"}, None, None),  # a task a node
+        ("", SLURM | {"SLURM_NTASKS": "16"}, None, [0]),
+        ("", SLURM | {"SLURM_NTASKS": "16", "SLURM_GPUS_PER_TASK": "2"}, None, None),
+    ],
+)
+def test_a_process_takes_the_devices_that_are_its_own(monkeypatch, coordinator, environment, place, devices):
+    """All that it sees, None, where it shares its node with no other: by JAX's own reading of what we give it."""
+    given = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *place, **options: given.append((place, options)))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    hosts.join(coordinator)
+    ((address, options),) = given
+    ids = options.get("local_device_ids")
+    if place is None:
+        ids = clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, ids, None, 1)[3]
+    assert (place or ()) == address
+    assert (ids or None) == devices
 
 
 def test_a_process_alone_is_alone(monkeypatch):

@@ -108,6 +108,7 @@ def test_a_run_goes_on_with_its_own_classes_alone(run):
 def test_names_once_kept_stay(tmp_path, names, message):
     workdirs.keep_class_names(str(tmp_path), NAMES)
     workdirs.keep_class_names(str(tmp_path), NAMES, writes=False)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     with pytest.raises(ValueError, match=message):
         workdirs.keep_class_names(str(tmp_path), names)
     assert workdirs.load_class_names(str(tmp_path)) == NAMES

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from resnet_jax.errors import Refusal
+
 logger = logging.getLogger(__name__)
 
 ImageArray = npt.NDArray[np.uint8]  # [height, width, channels]
@@ -28,7 +30,7 @@ MAX_RESIZED = 64_000_000  # pixels
 DECODERS = ("opencv", "pillow")  # of training images; evaluation is Pillow's alone
 
 
-class UnreadableImage(ValueError):
+class UnreadableImage(Refusal, ValueError):
     """One example cannot be had: its bytes are not there, are no whole image, or one too large or long to handle."""
 
 

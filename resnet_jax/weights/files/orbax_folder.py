@@ -14,10 +14,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from resnet_jax.errors import Refusal
+
 CHECKPOINTS = "checkpoints"
 
 
-class NoAverage(FileNotFoundError):
+class NoAverage(Refusal, FileNotFoundError):
     """A moving average is asked of what holds none."""
 
 

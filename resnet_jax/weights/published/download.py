@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from urllib.parse import unquote, urlsplit
 
+from resnet_jax.errors import Refusal
 from resnet_jax.version import __version__
 from resnet_jax.weights.files.formats import TORCH_SUFFIXES
 
@@ -32,7 +33,7 @@ NOT_WEIGHTS = {
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
-class DownloadError(OSError):
+class DownloadError(Refusal, OSError):
     """A file that could not be had: not there, out of reach, or damaged on the way."""
 
 
