@@ -35,10 +35,11 @@ ALLOWED = {
     "training": {"step", "runs", "data", "models", "weights", "compiler", "version"},
     "plan": {"training", "processes"},
     "inference": {"data", "models", "weights", "compiler"},
+    "scores": {"inference", "runs", "data"},
     "processes": {"compiler"},
     "compiler": set(),
     "version": set(),
-    "cli": {"inference", "plan", "training", "runs", "proof", "weights", "data", "models", "compiler"},
+    "cli": {"inference", "scores", "plan", "training", "runs", "proof", "weights", "data", "models", "compiler"},
     "": {"models", "weights", "data.transforms", "version"},  # resnet_jax/__init__.py
 }
 MAY_IMPORT_TORCH = {"resnet_jax.proof.reference", "resnet_jax.proof.verify"}
