@@ -35,6 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.kwargs = ml_collections.ConfigDict()
     config.model.kwargs.norm = placeholder(str)  # "batch", "batch_unbiased" (PyTorch's running variance), "group"
     config.model.kwargs.zero_init_residual = placeholder(bool)  # last norm scale of each block starts at 0
+    config.model.kwargs.fc_init_std = placeholder(float)  # fc starts from a zero-mean Gaussian; None: PyTorch's uniform
     config.model.kwargs.drop_rate = placeholder(float)  # dropout before the classifier
     config.model.kwargs.drop_path_rate = placeholder(float)  # stochastic depth of the last block
     config.model.kwargs.drop_block_rate = placeholder(float)  # DropBlock in the last two stages

@@ -6,6 +6,7 @@ import ml_collections
 
 from resnet_jax.plan import needs
 from resnet_jax.training import experiment, loop
+from resnet_jax.training.keys import effect
 
 
 def dry_run(config: ml_collections.ConfigDict) -> list[str]:
@@ -17,6 +18,7 @@ def dry_run(config: ml_collections.ConfigDict) -> list[str]:
     Raises:
       ValueError, needs.DoesNotFit: as `train` would fail.
     """
+    effect.check(config)
     run = experiment.build(config)
     loop.check_hosts(run)
     with contextlib.closing(experiment.train_batches(run, 0)) as batches:

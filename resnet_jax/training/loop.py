@@ -16,6 +16,7 @@ from resnet_jax.step import metrics
 from resnet_jax.step.parallel import connect
 from resnet_jax.step.step import TrainState
 from resnet_jax.training import checkpoint, experiment, hosts
+from resnet_jax.training.keys import effect
 from resnet_jax.training.trace import Trace
 from resnet_jax.training.window import Window, check_unreadable
 
@@ -34,7 +35,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     same config and a `workdir` that all of them see; the first alone writes for people.
 
     Raises:
-      ValueError: the config contradicts itself, or `workdir` belongs to another run.
+      ValueError: the config contradicts itself, a key of it has no effect, or `workdir` belongs to another run.
       workdirs.WorkdirInUse: another process trains in `workdir`.
       hosts.HostsDisagree: the hosts of the run have other configs, data or versions.
       window.TrainingDiverged: loss, gradient or state is not finite; the last good checkpoint stays.
@@ -45,6 +46,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     """
     use_compilation_cache(config.compilation_cache_dir)
     compiler.warn()
+    effect.check(config, workdirs.load_config(workdir) if _is_begun(workdir) else None)
     run = experiment.build(config)
     check_hosts(run)
     with workdirs.alone(workdir, writes=hosts.is_first()):
@@ -52,7 +54,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
 
 
 def _train(run: experiment.Run, workdir: str) -> dict[str, Any]:
-    if run.config.init_from and not (epath.Path(workdir) / workdirs.CONFIG).exists():
+    if run.config.init_from and not _is_begun(workdir):
         run.load_initial()  # weights that do not fit must not bind the workdir to a config that names them
     workdirs.claim(workdir, run.config, writes=hosts.is_first())
     workdirs.keep_class_names(workdir, run.train_data.class_names, writes=hosts.is_first())
@@ -85,12 +87,16 @@ def _train(run: experiment.Run, workdir: str) -> dict[str, Any]:
     return last or before[-1]
 
 
+def _is_begun(workdir: str) -> bool:
+    return bool(workdir) and (epath.Path(workdir) / workdirs.CONFIG).exists()
+
+
 def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     """Evaluates the newest checkpoint of `workdir`, or `config.init_from` if no `workdir` is given, on the test split.
 
     Returns:
-      `loss`, `accuracy`, `correct`, `count`, `averaged` (whether the moving average was evaluated) and `step`; every
-      example of the split is counted once.
+      `loss`, `accuracy`, `correct`, `count`, `averaged` (whether the moving average was evaluated) and `step`; of more
+      than 5 classes `accuracy_top5` and `correct_top5`, too. Every example of the split is counted once.
 
     Raises:
       ValueError, FileNotFoundError: nothing to evaluate, or a checkpoint of another model.
@@ -278,5 +284,5 @@ def _evaluate(run: experiment.Run, state: TrainState, before_batch: Callable[[],
     if unreadable:
         logger.warning("%d of the %d test images could not be read and are not counted", unreadable, len(run.test_data))
     check_unreadable(unreadable, len(run.test_data), run.config.data.max_unreadable)
-    counts = {"correct": sums["correct"], "count": sums["count"]}
+    counts = {name: sums[name] for name in ("correct", "correct_top5", "count") if name in sums}
     return {**metrics.compute(sums), **counts, "averaged": state.ema is not None}
