@@ -81,11 +81,10 @@ def step_options(config: ml_collections.ConfigDict, *, steps_per_epoch: int) -> 
 
 
 def _loss(config: ml_collections.ConfigDict) -> Any:
-    if config.name == "softmax":
-        return losses.softmax_cross_entropy
-    return functools.partial(
-        losses.binary_cross_entropy, target_threshold=config.target_threshold, sum_classes=config.sum_classes
-    )
+    options = {"class_weights": tuple(config.class_weights)} if config.class_weights else {}
+    if config.name == "bce":
+        options |= {"target_threshold": config.target_threshold, "sum_classes": config.sum_classes}
+    return functools.partial(LOSSES[config.name], **options) if options else LOSSES[config.name]
 
 
 def check(config: ml_collections.ConfigDict, *, rows: int) -> None:
@@ -149,6 +148,13 @@ def _check_schedule(config: ml_collections.ConfigDict) -> None:
 def _check_loss(config: ml_collections.ConfigDict) -> None:
     loss, smoothing = config.loss, config.optimizer.label_smoothing
     _one_of("loss.name", loss.name, LOSSES)
+    if loss.class_weights and len(loss.class_weights) != config.model.num_classes:
+        raise ValueError(
+            f"config.loss.class_weights has {len(loss.class_weights)} entries, but there are "
+            f"{config.model.num_classes} classes: give one for each, in the order of their names."
+        )
+    if loss.class_weights and not any(loss.class_weights):
+        raise ValueError("config.loss.class_weights are all 0: nothing would be learnt.")
     if loss.target_threshold is None:
         return
     low = smoothing / config.model.num_classes

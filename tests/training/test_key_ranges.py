@@ -26,6 +26,7 @@ OUTSIDE = {
     "optimizer.clip_norm": (-1.0,), "optimizer.layer_decay": (0.0, 1.1), "optimizer.label_smoothing": (-0.1, 1.0),
     "schedule.warmup_epochs": (-0.5,), "schedule.warmup_start": (-0.1, 4.0), "schedule.final_rate": (-0.1,),
     "schedule.boundaries": ((-1.0,),), "schedule.factor": (0.0, -0.1), "loss.target_threshold": (-0.1, 1.0),
+    "loss.class_weights": ((1.0, -1.0),),
     "mix.mixup": (-0.1,), "mix.cutmix": (-0.1,), "mix.prob": (0.0, 1.1), "ema.decay": (-0.1, 1.0),
     "ema.every_steps": (0,), "ema.copy_epochs": (-1.0,), "log_every_steps": (-1,), "eval_every_epochs": (-1.0,),
     "checkpoint_every_epochs": (-1.0,), "checkpoint_every_steps": (-1,), "keep_checkpoints": (0,), "keep_best": (-1,),
@@ -63,7 +64,7 @@ def test_what_lies_outside_is_refused_by_name(key):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("key", ranges.RANGES)
 def test_nothing_is_infinite_or_no_number(key, value):
-    config = tiny_config()
+    config = tiny_config(**{"loss.class_weights": (1.0, 1.0), "data.early_sizes": (4,), "data.early_until": (1.0,)})
     there = ranges.value_of(config, key)
     with config.ignore_type():
         config.update_from_flattened_dict({key: (value, *there[1:]) if isinstance(there, tuple) else value})

@@ -1,9 +1,11 @@
 """A recipe that contradicts itself is refused before anything is compiled, by the names of its keys."""
 
 import ml_collections
+import numpy as np
 import pytest
 
 from configs import default
+from resnet_jax.step import losses
 from resnet_jax.training import experiment, recipe
 from tiny import tiny_config
 
@@ -35,6 +37,11 @@ REFUSED = [
         {"mix.cutmix": 1.0, "accumulate_steps": 2},
         r"config.mix.cutmix mixes rows in pairs, .* 1 at a time \(config.batch_size=8 .*config.accumulate_steps=2",
     ),
+    (
+        {"loss.class_weights": (1.0, 2.0)},
+        r"config.loss.class_weights has 2 entries, but there are 10 classes: give one",
+    ),
+    ({"loss.class_weights": (0.0,) * 10}, r"config.loss.class_weights are all 0: nothing would be learnt"),
     ({"model.kwargs": {"num_classes": 7}}, r"config.model.kwargs.num_classes: leave it out, for config.model.num_cl"),
     ({"model.kwargs": {"axis_name": "x"}}, r"config.model.kwargs.axis_name: .* config.batch_norm_devices decides it"),
     ({"model.kwargs": {"train": True}}, r"config.model.kwargs.train: leave it out, for the step decides it"),
@@ -59,6 +66,19 @@ def test_mixing_of_one_class_is_refused():
 def test_what_is_refused_here_is_fine_without_the_change():
     experiment.build(tiny_config())
     recipe.check(ml_collections.ConfigDict(default.get_config()), rows=8)
+
+
+@pytest.mark.parametrize("name", ["softmax", "bce"])
+def test_class_weights_reach_the_loss(name):
+    config = default.get_config()
+    config.loss.name, config.loss.class_weights = name, (1.0, 0.5, 0.0)
+    loss = recipe.step_options(config, steps_per_epoch=8)["loss"]
+    logits, targets = np.log(np.float32([[0.5, 0.25, 0.25]] * 3)), np.eye(3, dtype=np.float32)
+    plain = losses.softmax_cross_entropy if name == "softmax" else losses.binary_cross_entropy
+    assert loss(logits, targets).tolist() != plain(logits, targets).tolist()
+    assert loss.keywords["class_weights"] == (1.0, 0.5, 0.0)
+    if name == "softmax":
+        np.testing.assert_allclose(loss(logits, targets), [np.log(2), 0.5 * np.log(4), 0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1.0, 8), (0.5, 4), (2.3, 18)])
