@@ -8,7 +8,7 @@ import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,21 +26,52 @@ Unreadable: TypeAlias = UnreadableImage | OSError
 Variables = Mapping[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
+class Unread(NamedTuple):
+    """An example that could not be read: its place in the data set, where it is, and why."""
+
+    index: int
+    origin: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Result:
-    """What `evaluate` has counted.
+    """What `evaluate` has seen: arrays with an entry for each example that was read, in the order of the data set.
 
     Attributes:
-      count: examples that were read; with `unreadable` they are the whole data set.
-      correct: of them, those whose label has the highest logit (of equal ones the first counts).
-      correct_top5: of them, those whose label is among the five highest.
-      unreadable: for each example that could not be read, where it is and why; they are not counted.
+      num_classes: of the network, and of the data set.
+      index: int64, the example's place in the data set.
+      label: int64, its class.
+      rank: int64, the place of that class among all, best first; 0: right. Of equal logits the lower class is first.
+      predicted: int64, the class of the highest logit.
+      probability: float32 (or wider, as the network), that of `predicted`.
+      label_probability: likewise, that of `label`.
+      unread: the other examples of the data set; they are not counted.
     """
 
-    count: int
-    correct: int
-    correct_top5: int
-    unreadable: tuple[str, ...]
+    num_classes: int
+    index: np.ndarray
+    label: np.ndarray
+    rank: np.ndarray
+    predicted: np.ndarray
+    probability: np.ndarray
+    label_probability: np.ndarray
+    unread: tuple[Unread, ...]
+
+    @property
+    def count(self) -> int:
+        """Examples that were read; with `unread` they are the whole data set."""
+        return len(self.label)
+
+    @property
+    def correct(self) -> int:
+        """Of them, those whose label has the highest logit."""
+        return int(np.sum(self.rank < 1))
+
+    @property
+    def correct_top5(self) -> int:
+        """Of them, those whose label is among the five highest."""
+        return int(np.sum(self.rank < 5))
 
     @property
     def top1(self) -> float:
@@ -51,6 +82,17 @@ class Result:
     def top5(self) -> float:
         """Accuracy of the best five, a share of 1."""
         return self.correct_top5 / self.count
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """int64 `[num_classes, num_classes]`: examples of a row's class that are taken for the column's."""
+        pairs = self.label * self.num_classes + self.predicted
+        return np.bincount(pairs, minlength=self.num_classes**2).reshape(self.num_classes, self.num_classes)
+
+    @property
+    def unreadable(self) -> tuple[str, ...]:
+        """For each example that could not be read, where it is and why."""
+        return tuple(f"{each.origin}: {each.reason}" for each in self.unread)
 
 
 def predict(
@@ -115,7 +157,7 @@ def evaluate(
     allow_nonfinite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Result:
-    """Accuracy over all of a data set, each example once.
+    """What the network makes of each example of a data set, and its accuracy.
 
     Args:
       model: the network; its `train` field does not matter.
@@ -137,19 +179,23 @@ def evaluate(
             "a place among the classes, so both must have the same. Use the data that the network was trained for."
         )
     _check(model, variables, preprocessing, batch_size, allow_nonfinite)
-    ranks, unreadable = [], []
+    seen, unread = [], []
     read = functools.partial(_labelled, dataset)
     rows = _rows(model, variables, preprocessing, read, len(dataset), batch_size)
     for index, row in enumerate(rows):
         if isinstance(row, Exception):
-            unreadable.append(f"{dataset.source.origin(index)}: {row}")
+            unread.append(Unread(index, dataset.source.origin(index), str(row)))
         else:
-            ranks.append(_rank(*row))
+            label, logits = row
+            probabilities, predicted = _softmax(logits), int(np.argmax(logits))
+            rank = _rank(label, logits)
+            seen.append((index, label, rank, predicted, probabilities[predicted], probabilities[label]))
         if progress:
             progress(index + 1, len(dataset))
-    if not ranks:
-        raise ValueError(f"none of the {len(dataset)} examples of {dataset.name!r} can be read; {unreadable[:1]}.")
-    return Result(len(ranks), int(np.sum(np.array(ranks) < 1)), int(np.sum(np.array(ranks) < 5)), tuple(unreadable))
+    if not seen:
+        why = [f"{each.origin}: {each.reason}" for each in unread[:1]]
+        raise ValueError(f"none of the {len(dataset)} examples of {dataset.name!r} can be read; {why}.")
+    return Result(model.num_classes, *map(np.array, zip(*seen, strict=True)), tuple(unread))
 
 
 def _labelled(dataset: Dataset, index: int) -> tuple[ImageLike, int]:

@@ -36,11 +36,12 @@ ALLOWED = {
     "training": {"configs", "step", "runs", "data", "models", "weights", "compiler", "version"},
     "plan": {"training", "data", "processes"},
     "inference": {"data", "models", "weights", "compiler"},
+    "scores": {"inference", "runs", "data"},
     "processes": {"compiler"},
     "compiler": set(),
     "errors": set(),
     "version": set(),
-    "cli": {"inference", "plan", "training", "runs", "proof", "weights", "data", "models", "compiler"},
+    "cli": {"inference", "scores", "plan", "training", "runs", "proof", "weights", "data", "models", "compiler"},
     # resnet_jax/__init__.py
     "": {"models", "weights", "data.transforms", "runs.reporting", "training.fit", "version"},
 }

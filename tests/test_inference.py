@@ -108,6 +108,25 @@ def test_accuracy_equals_numpys():
     assert result.correct_top5 == np.sum(np.any(np.argsort(-logits, -1)[:, :5] == labels[:, None], -1))
 
 
+def test_each_example_and_the_confusions_equal_numpys():
+    logits = logits_by_hand(1).astype(np.float64)
+    labels = np.random.default_rng(0).integers(CLASSES, size=37)
+    images = [*noise(37)]
+    images[5] = None
+    result = inference.evaluate(MODEL, variables_of(1), dataset_of(images, labels), GREY, batch_size=10)
+    kept, row = np.delete(np.arange(37), 5), np.arange(36)
+    powers = np.exp(logits - logits.max(-1, keepdims=True))[kept]
+    probabilities, predicted = powers / powers.sum(-1, keepdims=True), np.argmax(logits, -1)[kept]
+    for name, expected in (("index", kept), ("label", labels[kept]), ("predicted", predicted)):
+        np.testing.assert_array_equal(getattr(result, name), expected)
+    np.testing.assert_array_equal(result.rank, np.argsort(np.argsort(-powers, -1), -1)[row, labels[kept]])
+    np.testing.assert_allclose(result.probability, probabilities.max(-1), rtol=1e-4)
+    np.testing.assert_allclose(result.label_probability, probabilities[row, labels[kept]], rtol=1e-4, atol=1e-7)
+    confusion = np.zeros((CLASSES, CLASSES), int)
+    np.add.at(confusion, (labels[kept], predicted), 1)
+    np.testing.assert_array_equal(result.confusion, confusion)
+
+
 def test_of_equal_logits_the_first_class_wins():
     logits = np.array([1.0, 5.0, 5.0, 0.0])
     assert [inference._rank(label, logits) for label in range(4)] == [2, 0, 1, 3]

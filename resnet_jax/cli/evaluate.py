@@ -1,31 +1,44 @@
-"""The verb `evaluate`: accuracy on a data set, each example counted once."""
+"""The verb `evaluate`: what a network makes of a data set, class by class, each example counted once."""
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 import time
 from typing import Any
 
+from etils import epath
+
 from resnet_jax import inference
 from resnet_jax.cli import net
 from resnet_jax.data import datasets
 from resnet_jax.data.sources import base
+from resnet_jax.runs import storage
+from resnet_jax.scores import files, page, tables
 
 
 def add_verb(verbs: Any) -> None:
     """Adds `evaluate` to argparse's sub-parsers."""
-    verb = verbs.add_parser("evaluate", help="accuracy on a data set, each example counted once")
+    verb = verbs.add_parser("evaluate", help="accuracy on a data set, of each class and image")
     verb.add_argument(
         "--data", help="digits, synthetic, tfds:NAME, or the PATH of an image folder; a run knows its own"
     )
     verb.add_argument("--split", default="test", choices=base.SPLITS)
     verb.add_argument("--data-dir", default="", help="where TFDS keeps prepared data")
+    left = verb.add_argument_group("files, beside what the terminal shows")
+    left.add_argument("--json", metavar="FILE", help="classes, confusion matrix, wrong images: one JSON object")
+    left.add_argument(
+        "--csv", metavar="FILE", help="a line for each image: its class, what it is taken for, how surely"
+    )
+    left.add_argument("--page", metavar="FILE.html", help="the wrong images, to be looked at")
+    left.add_argument("--pictures", type=int, default=100, help="of wrong images on the page, at most (100)")
     net.add_net(verb, batch_size=64)
     verb.set_defaults(run=lambda arguments: _evaluate(arguments, net.load(arguments)))
 
 
 def _evaluate(arguments: argparse.Namespace, found: net.Net) -> int:
     """Exit code 1 if an example could not be read; each is named, none is counted."""
+    _check_files(arguments)
     dataset = _dataset(arguments, found)
     print(f"{dataset.name}, {dataset.split} split, {len(dataset)} examples; {found.preprocessing}")
     result = inference.evaluate(
@@ -37,13 +50,54 @@ def _evaluate(arguments: argparse.Namespace, found: net.Net) -> int:
         allow_nonfinite=arguments.allow_nonfinite,
         progress=_Progress() if sys.stderr.isatty() else None,
     )
-    print(f"top-1 {result.top1:.2%} ({result.correct}/{result.count})")
-    print(f"top-5 {result.top5:.2%} ({result.correct_top5}/{result.count})")
+    for line in tables.lines(result, dataset):
+        print(line)
     for line in result.unreadable:
         net.say(f"not counted: {line}")
-    if result.unreadable:
-        net.say(f"{len(result.unreadable)} of {len(dataset)} examples could not be read and are not counted")
-    return 1 if result.unreadable else 0
+    if result.unread:
+        net.say(f"{len(result.unread)} of {len(dataset)} examples could not be read and are not counted")
+    sys.stdout.flush()  # it stands whatever becomes of the files
+    _write_files(arguments, result, dataset, found)
+    return 1 if result.unread else 0
+
+
+# What else it leaves ------------------------------------------------------------------------------------
+
+FILES = ("json", "csv", "page")
+
+
+def _check_files(arguments: argparse.Namespace) -> None:
+    """Before the work that would be lost."""
+    given = {key: pathlib.Path(path).expanduser() for key in FILES if (path := getattr(arguments, key))}
+    for key, path in given.items():
+        if path.is_dir() or not path.parent.is_dir():
+            why = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {path.parent}"
+            raise ValueError(f"--{key}={path} {why}; give a file.")
+    if len(set(given.values())) < len(given):
+        raise ValueError(f"{', '.join(f'--{key}={path}' for key, path in given.items())}: give each a file of its own.")
+    if arguments.pictures < 1:
+        raise ValueError(f"--pictures={arguments.pictures} must be 1 or more.")
+
+
+def _write_files(
+    arguments: argparse.Namespace, result: inference.Result, dataset: base.Dataset, found: net.Net
+) -> None:
+    about = {"model": arguments.model, "preprocessing": dataclasses.asdict(found.preprocessing)}
+    makers = {
+        "json": lambda: files.to_json(result, dataset, about),
+        "csv": lambda: files.to_csv(result, dataset),
+        "page": lambda: page.render(
+            result, dataset, f"{arguments.model}; {found.preprocessing}", arguments.pictures
+        ).encode("utf-8", "backslashreplace"),
+    }
+    for key in FILES:
+        if path := getattr(arguments, key):
+            try:
+                storage.write_whole(epath.Path(path).expanduser(), makers[key]())
+            except storage.NotWritten as error:
+                reason = getattr(error.__cause__, "strerror", None) or error.__cause__
+                raise ValueError(f"--{key}={path} could not be written ({reason}): give another file.") from error
+            print(path)
 
 
 def _dataset(arguments: argparse.Namespace, found: net.Net) -> base.Dataset:

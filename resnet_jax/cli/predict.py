@@ -1,10 +1,12 @@
 """The verb `predict`: the most probable classes of images."""
 
 import argparse
+import csv
 import json
 import pathlib
+import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +20,9 @@ def add_verb(verbs: Any) -> None:
     verb = verbs.add_parser("predict", help="the most probable classes of images")
     verb.add_argument("images", nargs="+", metavar="IMAGE", help="an image file, or a folder of them")
     verb.add_argument("--top", type=int, default=5, help="classes to show")
-    verb.add_argument("--json", action="store_true", help="one JSON object a line, for each image")
+    form = verb.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object a line, for each image")
+    form.add_argument("--csv", action="store_true", help="a line for each image and class")
     net.add_net(verb, batch_size=32)
     verb.set_defaults(run=lambda arguments: _predict(arguments, net.load(arguments)))
 
@@ -38,21 +42,50 @@ def _predict(arguments: argparse.Namespace, found: net.Net) -> int:
         batch_size=arguments.batch_size,
         allow_nonfinite=arguments.allow_nonfinite,
     )
+    show = _as_json if arguments.json else _as_csv if arguments.csv else _as_text
+    if arguments.csv:
+        print(",".join(COLUMNS))
     code = 0
     for path, row in zip(paths, rows, strict=True):
         if isinstance(row, Exception):
             code = 1
             net.say(f"left out: {row}")
-            if arguments.json:
-                print(json.dumps({"image": str(path), "error": str(row)}))
-            continue
-        top = [(_name(class_names, i), float(row[i]), int(i)) for i in np.argsort(-row, kind="stable")[: arguments.top]]
-        if arguments.json:
-            keys = ("name", "probability", "class")
-            print(json.dumps({"image": str(path), "top": [dict(zip(keys, line, strict=True)) for line in top]}))
+            show(path, (), str(row))
         else:
-            print(path, *(f"  {probability:8.2%}  {name}" for name, probability, _ in top), sep="\n")
+            best = np.argsort(-row, kind="stable")[: arguments.top]
+            show(path, [Guess(_name(class_names, i), float(row[i]), int(i)) for i in best], "")
     return code
+
+
+class Guess(NamedTuple):
+    """A class that an image may be of."""
+
+    name: str
+    probability: float
+    number: int
+
+
+# Of each image its path, and the best classes or the error of one that could not be read ----------------
+
+
+def _as_text(path: pathlib.Path, top: Sequence[Guess], error: str) -> None:
+    if not error:
+        print(path, *(f"  {probability:8.2%}  {name}" for name, probability, _ in top), sep="\n")
+
+
+def _as_json(path: pathlib.Path, top: Sequence[Guess], error: str) -> None:
+    keys = ("name", "probability", "class")
+    found = {"error": error} if error else {"top": [dict(zip(keys, guess, strict=True)) for guess in top]}
+    print(json.dumps({"image": str(path), **found}))
+
+
+COLUMNS = ("image", "place", "class", "name", "probability", "error")
+
+
+def _as_csv(path: pathlib.Path, top: Sequence[Guess], error: str) -> None:
+    name = str(path).encode("utf-8", "backslashreplace").decode()
+    lines = [(name, place, guess.number, guess.name, guess.probability, "") for place, guess in enumerate(top, 1)]
+    csv.writer(sys.stdout, lineterminator="\n").writerows([(name, "", "", "", "", error)] if error else lines)
 
 
 def _name(names: Sequence[str] | None, number: int) -> str:

@@ -35,6 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.kwargs = ml_collections.ConfigDict()
     config.model.kwargs.norm = placeholder(str)  # "batch", "batch_unbiased" (PyTorch's running variance), "group"
     config.model.kwargs.zero_init_residual = placeholder(bool)  # last norm scale of each block starts at 0
+    config.model.kwargs.fc_init_std = placeholder(float)  # fc starts from a zero-mean Gaussian; None: PyTorch's uniform
     config.model.kwargs.drop_rate = placeholder(float)  # dropout before the classifier
     config.model.kwargs.drop_path_rate = placeholder(float)  # stochastic depth of the last block
     config.model.kwargs.drop_block_rate = placeholder(float)  # DropBlock in the last two stages
@@ -116,6 +117,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.loss.name = "softmax"  # cross-entropy; "bce": each class a yes or no of its own
     config.loss.target_threshold = placeholder(float)  # "bce" only: targets above it are 1, the others 0; None: as is
     config.loss.sum_classes = False  # "bce" only: the sum over the classes instead of their mean
+    # Factors on the classes' terms of the training loss, by number; (): none. The mean is over images, not weights.
+    config.loss.class_weights = ()
 
     # Mixing of images and labels in each step, rows 0 and 1, 2 and 3, ...; with both, each has an even chance. The
     # training accuracy is then that of the label with the larger share.

@@ -20,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.num_epochs = 90.0
     config.model.name = "resnet50"
     config.model.kwargs.zero_init_residual = True  # section 5.1: the last scale of each block starts at 0
+    config.model.kwargs.fc_init_std = 0.01  # section 5.1: fc starts from a zero-mean Gaussian
     config.model.kwargs.dtype = "bfloat16"  # parameters and batch statistics stay float32
 
     config.data.name = "imagenet2012"
@@ -33,7 +34,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     batch = config.get_oneway_ref("batch_size").to_float()
     config.optimizer.learning_rate = batch * (0.1 / 256)  # section 2.1
-    config.optimizer.nesterov = False
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = True  # section 5.1
     config.optimizer.weight_decay = 1e-4
     config.optimizer.decayed = "not_norm"  # section 5.1: not on scales and biases of batch norm
 

@@ -20,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 2048
     config.num_epochs = 100.0
     rate = 8e-3
+    config.model.kwargs.fc_init_std = None  # PyTorch's
 
     config.data.image_size = 160
     config.data.eval_size = 224

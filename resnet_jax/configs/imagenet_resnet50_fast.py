@@ -23,6 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.num_epochs = 16.0
     config.model.name = "resnetblur50"
     config.model.kwargs.zero_init_residual = False
+    config.model.kwargs.fc_init_std = None  # PyTorch's
 
     config.data.image_size = 192
     config.data.early_sizes = (160,)
@@ -31,6 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.eval_resize = 293  # of which 256 is 224 / 256
 
     config.optimizer.learning_rate = config.get_oneway_ref("batch_size").to_float() * (1.7 / 4096)
+    config.optimizer.nesterov = False
     config.optimizer.label_smoothing = 0.1
 
     config.schedule.name = "linear"

@@ -19,6 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 1024
     config.num_epochs = 600.0
     config.model.kwargs.zero_init_residual = False
+    config.model.kwargs.fc_init_std = None  # PyTorch's
 
     config.data.image_size = 176
     config.data.eval_resize = 232
@@ -29,6 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.repeats = 4
 
     config.optimizer.learning_rate = config.get_oneway_ref("batch_size").to_float() * (0.5 / 1024)
+    config.optimizer.nesterov = False
     config.optimizer.weight_decay = 2e-5
     config.optimizer.label_smoothing = 0.1
 

@@ -23,5 +23,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 0.1
     config.optimizer.rates = (("", 0.0), ("fc", 1.0))
     config.optimizer.weight_decay = 0.0
+    config.optimizer.decayed = "all"  # there is none to decay
     config.optimizer.label_smoothing = 0.0
     return config

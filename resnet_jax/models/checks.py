@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,10 @@ def _each(value: Any, check: Callable[[Any], bool]) -> bool:
 
 def _share(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+
+
+def _deviation(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf)
 
 
 def _bool(value: Any) -> bool:
@@ -58,6 +63,7 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         ("drop_rate", "drop_path_rate", "drop_block_rate"), ("the share that is dropped, in [0, 1)", _share)
     ),
     **dict.fromkeys(("zero_init_residual", "stride_in_1x1"), ("True or False", _bool)),
+    "fc_init_std": ("a standard deviation, above 0, or None for PyTorch's distribution", _deviation),
     "axis_index_groups": (
         "groups of places on an axis, as ((0, 1), (2, 3)), or None",
         lambda value: value is None or _each(value, lambda group: _each(group, functools.partial(whole, least=0))),

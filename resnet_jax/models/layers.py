@@ -170,10 +170,14 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def linear(features: int, fan_in: int, **kwargs: Any) -> nn.Dense:
-    """A dense layer with PyTorch's initialisation; the bias needs `fan_in`, which its own shape does not tell."""
+def linear(features: int, fan_in: int, std: float | None = None, **kwargs: Any) -> nn.Dense:
+    """A dense layer with PyTorch's initialisation; the bias needs `fan_in`, which its own shape does not tell.
+
+    With `std` the weights are drawn from a zero-mean Gaussian of that deviation instead, and the bias starts at 0.
+    """
     init = uniform_init(fan_in)
-    return nn.Dense(features, kernel_init=init, bias_init=init, **kwargs)
+    inits = (init, init) if std is None else (nn.initializers.normal(std), nn.initializers.zeros)
+    return nn.Dense(features, kernel_init=inits[0], bias_init=inits[1], **kwargs)
 
 
 # Regularisation, all without parameters. The random numbers are those of the `dropout` stream.

@@ -122,6 +122,8 @@ class ResNet(nn.Module):
       first_stage_stride: 2 makes `layer1` halve its maps too (transformers' `downsample_in_first_stage`).
       reduce_first: the first convolution of each block has this many times fewer channels (2 in SENet-154).
       zero_init_residual: start each block's last norm scale at 0 (torchvision's default is False, timm's True).
+      fc_init_std: draw `fc`'s weights from a zero-mean Gaussian of this standard deviation, and start its bias at 0
+        (Goyal et al. 2017, section 5.1, has 0.01); None: PyTorch's uniform distribution.
       norm: "batch", "batch_unbiased" (PyTorch's running variance), "group", or a callable that builds a norm layer.
       freeze_norm: True, or names among "stem", "layer1", ...: norms there use their running statistics also when
         `train` is True, and their parameters get no gradient.
@@ -163,6 +165,7 @@ class ResNet(nn.Module):
     drop_path_rate: float = 0.0
     drop_block_rate: float = 0.0
     zero_init_residual: bool = False
+    fc_init_std: float | None = None
     stride_in_1x1: bool = False
     first_stage_stride: int = 1
     reduce_first: int = 1
@@ -239,8 +242,8 @@ class ResNet(nn.Module):
         vector = Dropout(self.drop_rate, deterministic=not train)(global_pool(maps))
         yield "pre_logits", vector
         if last == "logits":
-            fc = linear(self.num_classes, vector.shape[-1], precision=self.precision, name="fc", **dtypes)
-            yield "logits", fc(vector)
+            numbers = {"std": self.fc_init_std, "precision": self.precision, **dtypes}
+            yield "logits", linear(self.num_classes, vector.shape[-1], name="fc", **numbers)(vector)
 
     def _feature_names(self) -> list[str]:
         """The names of `_outputs`, in its order."""

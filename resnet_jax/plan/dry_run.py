@@ -8,6 +8,7 @@ from resnet_jax.data.images.pillow import UnreadableImage
 from resnet_jax.data.sources import base
 from resnet_jax.plan import needs
 from resnet_jax.training import experiment, inputs, loop
+from resnet_jax.training.keys import effect
 
 SECONDS = 15.0  # that images of a split are looked at
 SHOWN = 10  # that cannot be read, named
@@ -24,6 +25,7 @@ def dry_run(config: ml_collections.ConfigDict) -> list[str]:
     Raises:
       ValueError, UnreadableImage, needs.DoesNotFit: as `train` would fail.
     """
+    effect.check(config)
     run = experiment.build(config)
     loop.check_hosts(run)
     looked = [_look(run, dataset) for dataset in (run.train_data, run.test_data)]

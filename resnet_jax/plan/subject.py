@@ -12,6 +12,7 @@ from resnet_jax import processes
 from resnet_jax.errors import Refusal
 from resnet_jax.plan import chips, needs
 from resnet_jax.training import config_file, experiment
+from resnet_jax.training.keys import effect
 
 NONE = "none"  # the mode of rematerialisation that a config calls None
 
@@ -74,6 +75,7 @@ class Subject:
             config.batch_size = self.batch_per_chip * len(self.devices)
         if self.mode is not None:
             config.model.kwargs.remat = None if self.mode == NONE else self.mode
+        effect.check(config)
         return experiment.design(config, facts, devices=self.devices)
 
     @property

@@ -77,7 +77,8 @@ def _last(run: Run) -> str:
     if run.last is None:
         return NOTHING
     counts = f"{run.last['correct']:,.0f}/{run.last['count']:,.0f}"
-    return f"{percent(run.last['accuracy'])}{small(counts)}{small('averaged net') if run.averaged else ''}"
+    top5 = small(f"top-5 {percent(run.last['accuracy_top5'])}") if "accuracy_top5" in run.last else ""
+    return f"{percent(run.last['accuracy'])}{small(counts)}{top5}{small('averaged net') if run.averaged else ''}"
 
 
 def _best(run: Run) -> str:

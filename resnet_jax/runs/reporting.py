@@ -110,7 +110,8 @@ class Reporter:
         record = _record(step, "test", numbers)
         if self._active:
             self._write(record)
-            self.say(f"step {step}  {accuracy_line(numbers)}  loss {numbers['loss']:.4f}")
+            top5 = f"  top-5 {100 * numbers['accuracy_top5']:.2f} %" if "accuracy_top5" in numbers else ""
+            self.say(f"step {step}  {accuracy_line(numbers)}{top5}  loss {numbers['loss']:.4f}")
             for callback in self._callbacks:
                 callback.on_evaluation(record)
         return record

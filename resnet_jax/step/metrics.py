@@ -7,11 +7,16 @@ import jax
 import jax.numpy as jnp
 
 # Name of the quotient -> (sum, count).
-_QUOTIENTS = {"loss": ("loss", "count"), "accuracy": ("correct", "count"), "grad_norm": ("grad_norm", "steps")}
+_QUOTIENTS = {
+    "loss": ("loss", "count"),
+    "accuracy": ("correct", "count"),
+    "accuracy_top5": ("correct_top5", "count"),
+    "grad_norm": ("grad_norm", "steps"),
+}
 
 
 def measure(logits: jax.Array, labels: jax.Array, losses: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Sums over the examples whose mask is 1.
+    """Sums over the examples whose mask is 1: `loss`, `correct`, `count` and, of more than 5 classes, `correct_top5`.
 
     Args:
       logits: `[batch, num_classes]`.
@@ -20,7 +25,18 @@ def measure(logits: jax.Array, labels: jax.Array, losses: jax.Array, mask: jax.A
       mask: `[batch]`, 1 for an example that counts, 0 for padding.
     """
     correct = jnp.argmax(logits, axis=-1) == labels
-    return {"loss": jnp.sum(losses * mask), "correct": jnp.sum(correct * mask), "count": jnp.sum(mask)}
+    sums = {"loss": jnp.sum(losses * mask), "correct": jnp.sum(correct * mask), "count": jnp.sum(mask)}
+    if logits.shape[-1] > 5:
+        sums["correct_top5"] = jnp.sum((_rank(logits, labels) < 5) * mask)
+    return sums
+
+
+def _rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Place of each label among the classes, `[batch]`, best first; of equal logits the lower class comes first."""
+    labels = labels[:, None]
+    own = jnp.take_along_axis(logits, labels, axis=-1)
+    lower = jnp.arange(logits.shape[-1])[None] < labels
+    return jnp.sum((logits > own) | ((logits == own) & lower), axis=-1)
 
 
 def merge(total: Mapping[str, float], more: Mapping[str, Any]) -> dict[str, float]:
@@ -29,7 +45,7 @@ def merge(total: Mapping[str, float], more: Mapping[str, Any]) -> dict[str, floa
 
 
 def compute(total: Mapping[str, float]) -> dict[str, float]:
-    """Means: `loss`, `accuracy` (a share of 1) and, where measured, `grad_norm`.
+    """Means: `loss`, `accuracy` (a share of 1) and, where measured, `accuracy_top5` and `grad_norm`.
 
     Raises:
       ValueError: no example was counted.

@@ -119,7 +119,7 @@ def train_step(
       axis_name: mapped axis over which the batch is split, or None for a step that sees it whole.
 
     Returns:
-      The new state and the metrics of the whole batch: `loss`, `correct`, `count` (sums over examples), `grad_norm`
+      The new state and the metrics of the whole batch: those of `metrics.measure` (sums over examples), `grad_norm`
       and `steps` (to be summed over steps).
     """
     rng = jax.random.fold_in(jax.random.key(seed), state.step)

@@ -43,7 +43,9 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
         beside = [str(file.parent / other.name) for other in file.parent.glob("*.py")] if file.suffix else names()
         near = difflib.get_close_matches(place, beside)
         hint = f"; did you mean {' or '.join(near)}?" if near else f"; recipes are {', '.join(names())}."
-        raise ValueError(f"--config={path}: there is neither a file {file}, ending in .py, nor a recipe of this name{hint}")
+        raise ValueError(
+            f"--config={path}: there is neither a file {file}, ending in .py, nor a recipe of this name{hint}"
+        )
     root = file.absolute().parent
     while (root / "__init__.py").exists():
         root = root.parent

@@ -20,6 +20,7 @@ from resnet_jax.step import parts as optimizer_parts
 from resnet_jax.step.parallel import AXIS, Parallel, check_divisible, device_groups, parallelize
 from resnet_jax.step.step import TrainState, create_train_state, eval_step, train_step
 from resnet_jax.training import initial, inputs, recipe
+from resnet_jax.training.keys import ranges
 from resnet_jax.weights import convert, finite
 
 
@@ -133,6 +134,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
       ValueError: keys that contradict each other, the data, or the devices; the message names both sides.
     """
     _refuse_given(config)
+    ranges.check(config)
     train_data, test_data = _open(config)
     return with_data(design(config, base.facts(train_data, test_data)), train_data, test_data)
 
@@ -189,6 +191,7 @@ def design(
     Raises:
       ValueError: as `build`.
     """
+    ranges.check(config)
     config = ml_collections.ConfigDict(config.copy_and_resolve_references())
     config.model.num_classes = config.model.num_classes or facts.num_classes
     # Recorded with the run, for the two give slightly different pixels. Other crops are Pillow's alone.
@@ -331,30 +334,21 @@ def _check(config: ml_collections.ConfigDict, facts: base.Facts, num_devices: in
             f"config.model.num_classes={config.model.num_classes}, but {config.data.name!r} has {facts.num_classes} "
             "classes: use 0 to take the data set's."
         )
-    if not 0 < config.batch_size <= facts.num_train:
+    if config.batch_size > facts.num_train:
         raise ValueError(
             f"config.batch_size={config.batch_size} must lie in 1..{facts.num_train}, the size of the training split."
         )
     inputs.check(config, facts.num_train // config.batch_size)
-    if config.data.repeats < 1:
-        raise ValueError(f"config.data.repeats={config.data.repeats} must be 1 or more.")
     check_divisible(config.batch_size, num_devices)
     share = config.batch_size // num_devices
-    if config.accumulate_steps < 1 or share % config.accumulate_steps:
+    if share % config.accumulate_steps:
         raise ValueError(
             f"config.accumulate_steps={config.accumulate_steps} does not divide the {share} images of each device "
             f"(config.batch_size={config.batch_size} over {num_devices}): give a divisor."
         )
     recipe.check(config, rows=share // config.accumulate_steps, own_optimizer=config.optimizer.name == GIVEN)
-    if config.keep_checkpoints < 1 or config.keep_best < 0:
-        raise ValueError(
-            f"config.keep_checkpoints={config.keep_checkpoints} must be 1 or more, and "
-            f"config.keep_best={config.keep_best} 0 or more."
-        )
-    if not 0 <= config.data.max_unreadable < 1:
-        raise ValueError(f"config.data.max_unreadable={config.data.max_unreadable} is a share, in [0, 1).")
     first, last = config.profile_steps
-    if not 0 <= first <= last:
+    if first > last:
         raise ValueError(f"config.profile_steps={tuple(config.profile_steps)} must be (first, last) steps, or (0, 0).")
 
 
@@ -376,7 +370,19 @@ def _parallelize(
     )
 
 
+# Fields of the network that are a run's to decide -> where its config does.
+_DECIDED = {
+    "num_classes": "config.model.num_classes",
+    "axis_name": "config.batch_norm_devices",
+    "axis_index_groups": "config.batch_norm_devices",
+    "train": "the step",
+}
+
+
 def _create_model(config: ml_collections.ConfigDict, num_devices: int) -> ResNet:
+    for field, where in _DECIDED.items():
+        if config.model.kwargs.get(field) is not None:
+            raise ValueError(f"config.model.kwargs.{field}: leave it out, for {where} decides it.")
     group = config.batch_norm_devices or num_devices
     try:
         groups = device_groups(group, num_devices)

@@ -155,9 +155,6 @@ def _rising(*numbers: float) -> bool:
 
 
 def _check_eval(data: ml_collections.ConfigDict) -> None:
-    for key in ("eval_size", "eval_resize"):
-        if data[key] < 0:
-            raise ValueError(f"config.data.{key}={data[key]} must be a number of pixels, or 0 for the default.")
     key = "eval_size" if data.eval_size else "image_size"
     if 0 < data.eval_resize < data[key]:
         raise ValueError(

@@ -17,6 +17,7 @@ from resnet_jax.step import metrics
 from resnet_jax.step.parallel import connect
 from resnet_jax.step.step import TrainState
 from resnet_jax.training import checkpoint, experiment, hosts, recipe
+from resnet_jax.training.keys import effect
 from resnet_jax.training.trace import Trace
 from resnet_jax.training.window import Window, check_unreadable
 
@@ -42,7 +43,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, *, extend: bool = Fal
       extend: the run in `workdir` may have had fewer epochs; all else of it goes on as it is.
 
     Raises:
-      ValueError: the config contradicts itself, or `workdir` belongs to another run.
+      ValueError: the config contradicts itself, a key of it has no effect, or `workdir` belongs to another run.
       workdirs.WorkdirInUse: another process trains in `workdir`.
       hosts.HostsDisagree: the hosts of the run have other configs, data or versions.
       window.TrainingDiverged: loss, gradient or state is not finite; the last good checkpoint stays.
@@ -53,6 +54,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, *, extend: bool = Fal
     """
     use_compilation_cache(config.compilation_cache_dir)
     compiler.warn()
+    effect.check(config, workdirs.load_config(workdir) if _is_begun(workdir) else None)
     _, record = train_run(experiment.build(config), workdir, extend=extend)
     return record
 
@@ -127,12 +129,16 @@ def _extension(run: experiment.Run, workdir: str) -> str:
     )
 
 
+def _is_begun(workdir: str) -> bool:
+    return bool(workdir) and (epath.Path(workdir) / workdirs.CONFIG).exists()
+
+
 def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     """Evaluates the newest checkpoint of `workdir`, or `config.init_from` if no `workdir` is given, on the test split.
 
     Returns:
-      `loss`, `accuracy`, `correct`, `count`, `averaged` (whether the moving average was evaluated) and `step`; every
-      example of the split is counted once.
+      `loss`, `accuracy`, `correct`, `count`, `averaged` (whether the moving average was evaluated) and `step`; of more
+      than 5 classes `accuracy_top5` and `correct_top5`, too. Every example of the split is counted once.
 
     Raises:
       ValueError, FileNotFoundError: nothing to evaluate, or a checkpoint of another model.
@@ -358,5 +364,5 @@ def _evaluate(run: experiment.Run, state: TrainState, before_batch: Callable[[],
     if unreadable:
         logger.warning("%d of the %d test images could not be read and are not counted", unreadable, len(run.test_data))
     check_unreadable(unreadable, len(run.test_data), run.config.data.max_unreadable)
-    counts = {"correct": sums["correct"], "count": sums["count"]}
+    counts = {name: sums[name] for name in ("correct", "correct_top5", "count") if name in sums}
     return {**metrics.compute(sums), **counts, "averaged": state.ema is not None}

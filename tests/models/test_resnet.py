@@ -134,6 +134,23 @@ def test_zero_init_residual_starts_every_block_as_its_shortcut():
     assert params["layer1"]["0"]["bn1"]["scale"].all()
 
 
+def test_fc_init_std_draws_a_gaussian_around_zero():
+    model = tiny(fc_init_std=0.01, train=False).clone(num_classes=4000)
+    fc = jax.jit(lambda key: model.init(key, IMAGES)["params"]["fc"])(jax.random.key(0))
+    kernel = np.asarray(fc["kernel"], np.float64)
+    errors = kernel.size**-0.5
+    assert kernel.mean() == pytest.approx(0, abs=5 * 0.01 * errors)
+    assert kernel.std() == pytest.approx(0.01, rel=5 * errors / 2**0.5)
+    assert np.mean(kernel**4) / kernel.std() ** 4 == pytest.approx(3, abs=5 * 24**0.5 * errors)  # of a Gaussian
+    assert not fc["bias"].any()
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -0.01, True, "0.01", float("nan"), float("inf")])
+def test_a_deviation_that_is_none_is_refused(value):
+    with pytest.raises(ValueError, match="fc_init_std=.* must be a standard deviation"):
+        tiny(fc_init_std=value)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", jnp.bfloat16, "float32"])
 def test_dtype_is_the_computations_and_parameters_keep_theirs(dtype):
     model = tiny(dtype=dtype, train=False)

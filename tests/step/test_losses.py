@@ -40,3 +40,22 @@ def test_losses_are_float32_for_bfloat16_logits():
     logits, targets = jnp.ones((2, 3), jnp.bfloat16), jnp.ones((2, 3))
     assert softmax_cross_entropy(logits, targets).dtype == jnp.float32
     assert binary_cross_entropy(logits, targets).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights_equal_pytorchs(smoothing, x64):
+    torch = pytest.importorskip("torch")
+    functional, torch_of = torch.nn.functional, torch.from_numpy
+    rng = np.random.default_rng(0)
+    logits, labels, weights = 5 * rng.standard_normal((7, 10)), rng.integers(0, 10, 7), rng.uniform(0, 3, 10)
+    soft, mixed = soft_targets(labels, 10, smoothing, jnp.float64), rng.dirichlet(np.ones(10), 7)
+    options = {"weight": torch_of(weights), "reduction": "none"}
+    for targets, theirs, smooth in ((soft, labels, smoothing), (mixed, mixed, 0.0)):
+        expected = functional.cross_entropy(torch_of(logits), torch_of(theirs), label_smoothing=smooth, **options)
+        ours = softmax_cross_entropy(logits, targets, class_weights=tuple(weights))
+        np.testing.assert_allclose(ours, expected, rtol=1e-12)
+        expected = functional.binary_cross_entropy_with_logits(
+            torch_of(logits), torch_of(np.array(targets)), **options
+        ).sum(-1)
+        ours = binary_cross_entropy(logits, targets, class_weights=tuple(weights), sum_classes=True)
+        np.testing.assert_allclose(ours, expected, rtol=1e-12)

@@ -51,6 +51,22 @@ def test_measure_by_hand():
     assert metrics.compute(metrics.merge({}, sums)) == {"loss": 1.5, "accuracy": 0.5}
 
 
+def test_top5_equals_numpys_and_of_equal_logits_the_lower_class_is_first():
+    rng = np.random.default_rng(0)
+    logits = rng.integers(0, 6, (200, 9)).astype(np.float32)  # many are equal
+    labels, mask = rng.integers(0, 9, 200).astype(np.int32), (rng.random(200) < 0.7).astype(np.float32)
+    sums = metrics.measure(jnp.asarray(logits), jnp.asarray(labels), jnp.zeros(200), jnp.asarray(mask))
+    best = np.argsort(-logits, axis=-1, kind="stable")
+    assert float(sums["correct_top5"]) == np.sum((best[:, :5] == labels[:, None]).any(-1) * mask)
+    assert float(sums["correct"]) == np.sum((best[:, 0] == labels) * mask)
+    assert metrics.compute(metrics.merge({}, sums))["accuracy_top5"] == sums["correct_top5"] / sums["count"]
+
+
+def test_of_five_classes_no_top5_is_told():
+    sums = metrics.measure(jnp.eye(5), jnp.arange(5), jnp.zeros(5), jnp.ones(5))
+    assert sums.keys() == {"loss", "correct", "count"}
+
+
 def test_metrics_of_no_example_are_refused():
     with pytest.raises(ValueError, match="no example was counted"):
         metrics.compute({"loss": 0.0, "correct": 0.0, "count": 0.0})

@@ -39,7 +39,7 @@ def shrunken(name):
     data.early_until = tuple(float(np.ceil(shrink * epoch)) for epoch in data.early_until)
     data.update(name="synthetic", path="", num_examples=16, image_size=16, num_threads=1)
     config.data.mean, config.data.std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-    config.init_from = ""
+    config.init_from, config.init_anew, config.init_fit_channels = "", (), False
     config.compilation_cache_dir = ""
     config.eval_every_epochs = config.checkpoint_every_epochs = 2.0
     return config
@@ -80,7 +80,7 @@ def test_the_step_and_the_evaluation_of_a_config_can_be_traced(name):
     assert shapes == shapes_after
     assert jax.tree.structure(state) == jax.tree.structure(after)
     assert sums.keys() >= {"loss", "grad_norm", "correct", "count"}
-    assert tested.keys() == {"loss", "correct", "count"}
+    assert tested.keys() == {"loss", "correct", "correct_top5", "count"}
     assert {(leaf.shape, leaf.dtype) for leaf in (*sums.values(), *tested.values())} == {((), np.dtype(np.float32))}
 
 

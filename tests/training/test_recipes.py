@@ -40,8 +40,8 @@ RECIPES = {
         "ema.decay": DECAY, "ema.every_steps": 2, "ema.copy_epochs": 2.0,
     },
     "goyal": {
-        "optimizer.learning_rate": 0.4, "optimizer.nesterov": False, "optimizer.weight_decay": 1e-4,
-        "optimizer.decayed": "not_norm",
+        "optimizer.learning_rate": 0.4, "optimizer.momentum": 0.9, "optimizer.nesterov": True,
+        "optimizer.weight_decay": 1e-4, "optimizer.decayed": "not_norm",
         "schedule.name": "step", "schedule.warmup_epochs": 2.0, "schedule.warmup_start": 256 / 1024,
         "schedule.boundaries": (4.0, 6.0, 8.0),
     },
@@ -77,6 +77,27 @@ def test_the_config_file_is_the_recipe_that_is_proven_here(name):
     assert found == pytest.approx(flat)
 
 
+def test_the_start_of_goyals_resnet50_is_that_of_section_5_1():
+    """Of fc, a zero-mean Gaussian of 0.01, the last scale of each block 0, all others 1."""
+    kwargs = importlib.import_module("configs.imagenet_resnet50").get_config().model.kwargs
+    fields = {field: value for field, value in kwargs.items() if value is not None}
+    model = resnet_jax.create_model("resnet50", stage_sizes=(1, 1), stage_features=(8, 8), stem_features=8, **fields)
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    start = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), images)["params"]
+    kernel = np.asarray(start["fc"]["kernel"])
+    assert kernel.shape == (32, 1000)
+    assert kernel.std() == pytest.approx(0.01, rel=0.02)
+    assert abs(kernel.mean()) < 5 * 0.01 / kernel.size**0.5
+    assert not start["fc"]["bias"].any()
+    for stage in ("layer1", "layer2"):
+        assert [float(start[stage]["0"][norm]["scale"].mean()) for norm in ("bn1", "bn2", "bn3")] == [1, 1, 0]
+
+
+@pytest.mark.parametrize("name", ["torchvision_v2", "a1", "a2", "a3", "fast"])
+def test_recipes_that_are_not_goyals_start_fc_as_pytorch(name):
+    assert importlib.import_module(f"configs.imagenet_resnet50_{name}").get_config().model.kwargs.fc_init_std is None
+
+
 EPOCHS_OR_STEPS = ("warmup_epochs", "boundaries", "decay", "every_steps", "copy_epochs")
 
 # The same recipes, of the parts of PyTorch, torchvision and timm that the original scripts put together -----------
@@ -107,7 +128,7 @@ def torchvision_v2(net):
 
 
 def goyal(net):
-    optimizer = torch.optim.SGD(split_norms(net), lr=0.4, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(split_norms(net), lr=0.4, momentum=0.9, weight_decay=1e-4, nesterov=True)
     warmup = 2 * STEPS_PER_EPOCH
     milestones = [epoch * STEPS_PER_EPOCH - warmup for epoch in (4, 6, 8)]  # it counts from the end of the warm-up
     steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)

@@ -36,7 +36,7 @@ OF_A_RUN = {
     *("drop_rate", "drop_path_rate", "drop_block_rate"),
 }
 # Fields that change no output in evaluation, so that timm's network of the name is still the same function.
-NEUTRAL = {"zero_init_residual", "param_dtype"}
+NEUTRAL = {"zero_init_residual", "fc_init_std", "param_dtype"}
 KINDS = {
     "architecture": schema.TEXT.or_none(),
     "model_args": schema.OBJECT.or_none(),  # transformers' TimmWrapper writes null

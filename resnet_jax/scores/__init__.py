@@ -1,0 +1,1 @@
+"""What an evaluation came to, class by class and image by image."""
