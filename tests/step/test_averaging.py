@@ -65,13 +65,13 @@ def test_the_average_of_narrow_parameters_is_kept_in_float32(kind):
         )
     for leaf in jax.tree.leaves(average):
         assert leaf.dtype == np.float32
-        np.testing.assert_allclose(leaf, 3 - 2 * 0.999**50, rtol=1e-6)
+        np.testing.assert_allclose(leaf, 3 - 2 * 0.999**50, rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_a_run_in_bfloat16_goes_on_from_an_average_of_before_in_bfloat16(tmp_path):
     """It is evaluated in the dtypes in which others load it."""
-    config = tiny_config(**{"ema.decay": 0.9, "model.kwargs.param_dtype": "bfloat16", "num_epochs": 1.0})
+    config = tiny_config(**{"ema.decay": 0.9, "model.kwargs.param_dtype": "bfloat16"})
     run = experiment.build(config)
     state = run.create_state()
     old = state.replace(ema=jax.tree.map(lambda a, b: a.astype(b.dtype), state.ema, state.variables))

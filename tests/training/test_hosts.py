@@ -283,8 +283,8 @@ def test_all_hosts_learn_of_each_difference(agree_on):
 
 
 def test_what_one_host_says_all_take(agree_on):
-    assert agree_on([1, 0.1], [2], "x", what=hosts.of_first) == [[1, 0.1]] * 3
     assert hosts.of_first({"alone": True}) == {"alone": True}
+    assert agree_on([1, 0.1], [2], "x", what=hosts.of_first) == [[1, 0.1]] * 3
 
 
 def test_hosts_that_disagree_end_before_anything_is_written(tmp_path, monkeypatch):
