@@ -20,7 +20,7 @@ OPTIONAL = {
     "schedule.warmup_start", "loss.target_threshold",
 }  # fmt: skip
 _FLAG = re.compile(r"--?(?P<no>no)?config\.(?P<key>[^=]+)(=(?P<value>.*))?", re.DOTALL)
-_PARSERS = {bool: flags.BooleanParser(), int: flags.IntegerParser(), float: flags.FloatParser()}
+_PARSERS: dict[type, Any] = {bool: flags.BooleanParser(), int: flags.IntegerParser(), float: flags.FloatParser()}
 
 
 def set_keys(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
