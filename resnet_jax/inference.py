@@ -8,7 +8,7 @@ import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,8 @@ Unreadable: TypeAlias = UnreadableImage | OSError
 Variables = Mapping[str, Any]
 
 
-class Unread(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Unread:
     """An example that could not be read: its place in the data set, where it is, and why."""
 
     index: int
@@ -195,7 +196,9 @@ def evaluate(
     if not seen:
         why = [f"{each.origin}: {each.reason}" for each in unread[:1]]
         raise ValueError(f"none of the {len(dataset)} examples of {dataset.name!r} can be read; {why}.")
-    return Result(model.num_classes, *map(np.array, zip(*seen, strict=True)), tuple(unread))
+    names = ("index", "label", "rank", "predicted", "probability", "label_probability")
+    arrays = {name: np.array(column) for name, column in zip(names, zip(*seen, strict=True), strict=True)}
+    return Result(num_classes=model.num_classes, unread=tuple(unread), **arrays)
 
 
 def _labelled(dataset: Dataset, index: int) -> tuple[ImageLike, int]:

@@ -23,7 +23,8 @@ def texts() -> dict[str, str]:
 def _text(path: pathlib.Path) -> str:
     config = config_file.load(str(path)).copy_and_resolve_references()
     flat = traverse_util.flatten_dict(json.loads(config.to_json_best_effort()), sep=".")
-    return json.dumps(dict(sorted(flat.items())), indent=0) + "\n"
+    lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(flat.items()))
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """An evaluation as files: one JSON object with all of it, or a table with a line for each image."""
 
 import csv
+import dataclasses
 import io
 import json
 from collections.abc import Iterator, Mapping
@@ -45,7 +46,7 @@ def to_json(result: Result, dataset: Dataset, about: Mapping[str, Any]) -> bytes
             ],
             "confusion_matrix": result.confusion.tolist(),
             "wrong": [_seen(result, dataset, place) for place in places],
-            "unreadable": [each._asdict() for each in result.unread],
+            "unreadable": [dataclasses.asdict(each) for each in result.unread],
         }
     ).encode()
 

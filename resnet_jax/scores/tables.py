@@ -1,7 +1,7 @@
 """An evaluation as tables: accuracy of each class, confusions, wrong images; and as lines for a terminal."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,8 @@ TOP = 10  # rows of each table on a terminal
 WIDTH = 40  # characters of a class's name there
 
 
-class ClassScore(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class ClassScore:
     """One class: its number, its examples that were read, and those of them that are right."""
 
     number: int
@@ -25,7 +26,8 @@ class ClassScore(NamedTuple):
         return self.correct / self.count if self.count else float("nan")
 
 
-class Confusion(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Confusion:
     """Examples of one class that are taken for another; `of` are all of the class that were read."""
 
     label: int

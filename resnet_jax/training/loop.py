@@ -364,5 +364,5 @@ def _evaluate(run: experiment.Run, state: TrainState, before_batch: Callable[[],
     if unreadable:
         logger.warning("%d of the %d test images could not be read and are not counted", unreadable, len(run.test_data))
     check_unreadable(unreadable, len(run.test_data), run.config.data.max_unreadable)
-    counts = {name: sums[name] for name in ("correct", "correct_top5", "count") if name in sums}
+    counts: dict[str, Any] = {name: sums[name] for name in ("correct", "correct_top5", "count") if name in sums}
     return {**metrics.compute(sums), **counts, "averaged": state.ema is not None}

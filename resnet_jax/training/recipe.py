@@ -10,7 +10,7 @@ import optax
 
 from resnet_jax.step import averaging, losses, mixing, optimizer, parts
 
-LOSSES = {"softmax": losses.softmax_cross_entropy, "bce": losses.binary_cross_entropy}
+LOSSES: dict[str, Callable[..., Any]] = {"softmax": losses.softmax_cross_entropy, "bce": losses.binary_cross_entropy}
 
 
 def create_schedule(config: ml_collections.ConfigDict, *, steps_per_epoch: int, num_steps: int) -> optax.Schedule:
@@ -81,7 +81,7 @@ def step_options(config: ml_collections.ConfigDict, *, steps_per_epoch: int) -> 
 
 
 def _loss(config: ml_collections.ConfigDict) -> Any:
-    options = {"class_weights": tuple(config.class_weights)} if config.class_weights else {}
+    options: dict[str, Any] = {"class_weights": tuple(config.class_weights)} if config.class_weights else {}
     if config.name == "bce":
         options |= {"target_threshold": config.target_threshold, "sum_classes": config.sum_classes}
     return functools.partial(LOSSES[config.name], **options) if options else LOSSES[config.name]

@@ -16,16 +16,17 @@ from resnet_jax import BasicBlock, ResNet, cli, inference
 from resnet_jax.cli import net
 from resnet_jax.data.images.pillow import UnreadableImage
 from resnet_jax.data.transforms import Preprocessing
+from resnet_jax.runs import storage
 
 CLASSES = ("ant", "bee", "cat", "dog")
 MODEL = ResNet(BasicBlock, (1,), num_classes=4, stage_features=(8,), stem="cifar", stem_features=8)
 # Of each test image, three of each class: what it is taken for and how surely; the rest is shared evenly.
-SEEN = [
+SEEN = dict(enumerate([
     ("ant", 0.7), ("bee", 0.6), ("ant", 0.4),
     ("cat", 0.9), ("cat", 0.5), ("bee", 0.8),
     ("cat", 0.7), None, ("dog", 0.55),
     ("dog", 0.7), ("dog", 0.7), ("dog", 0.7),
-]  # fmt: skip
+]))  # fmt: skip
 
 
 def logits(name, probability):
@@ -133,10 +134,10 @@ def test_json_holds_classes_matrix_and_what_is_wrong(found, folder, tmp_path, ca
 
 def test_csv_has_a_line_for_each_image_in_the_order_of_the_data(found, folder, tmp_path):
     assert evaluate(folder, f"--csv={tmp_path / 'x.csv'}") == 1
-    rows = list(csv.DictReader((tmp_path / "x.csv").open()))
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "x.csv").read_text())))
     assert [row["index"] for row in rows] == [str(i) for i in range(12)]
     assert [row["image"] for row in rows] == [str(path) for path in sorted((folder / "test").glob("*/*.png"))]
-    expected = [("", "", "") if seen is None else (CLASSES[i // 3], seen[0], seen[1]) for i, seen in enumerate(SEEN)]
+    expected = [("", "", "") if seen is None else (CLASSES[i // 3], seen[0], seen[1]) for i, seen in SEEN.items()]
     assert [(r["label_name"], r["predicted_name"], r["probability"] and float(r["probability"])) for r in rows] == [
         (label, name, probability and pytest.approx(probability)) for label, name, probability in expected
     ]
@@ -181,7 +182,7 @@ def test_names_are_escaped_and_a_small_image_keeps_its_pixels(found, tmp_path, c
     assert caption.startswith("<b>dog&lt;b&gt;&amp;\\n</b> 95.00 %<br>is cat&lt;b&gt;&amp;\\n")
     assert "ant<b>" not in text
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), np.full((4, 6, 3), 21))
-    assert [row["label_name"] for row in csv.DictReader((tmp_path / "x.csv").open(newline=""))] == [
+    assert [row["label_name"] for row in csv.DictReader(io.StringIO((tmp_path / "x.csv").read_text()))] == [
         f"{name}<b>&\n" for name in CLASSES for _ in range(3)
     ]
     assert "  cat<b>&\\n " in capsys.readouterr().out
@@ -214,10 +215,10 @@ def test_files_that_cannot_be_are_refused_before_the_work(found, folder, tmp_pat
 
 
 def test_a_full_disk_takes_nothing_from_the_terminal(found, folder, tmp_path, capsys, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def full(path, content):
+        raise storage.NotWritten(str(path)) from OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    monkeypatch.setattr(storage, "write_whole", full)
     assert evaluate(folder, f"--csv={tmp_path / 'x.csv'}") == 2
     out, err = capsys.readouterr()
     assert "top-1 63.64% (7/11)" in out

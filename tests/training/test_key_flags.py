@@ -90,7 +90,7 @@ def test_keys_that_may_be_none_are_those_that_are():
         (["--config.batch_size=7", "--config.batch_size=9"], "batch_size", 9),
         (["--config.schedule.warmup_start=0.5"], "schedule.warmup_start", 0.5),
     ],
-    ids=" ".join,
+    ids=str,
 )  # fmt: skip
 def test_forms_of_a_flag(overrides, key, value):
     found = value_of(set_in(default.get_config(), *overrides), key)
@@ -111,7 +111,7 @@ def test_what_follows_from_a_key_follows_from_the_command_line_too():
         ("--config.learning_rate=3", "the config has no such key: did you mean optimizer.learning_rate?"),
         ("--config.optimiser.nesterov=True", "no such key: did you mean optimizer.nesterov?"),
         ("--config.data.num_worker=3", "did you mean data.num_workers?"),
-        ("--config.model.kwargs.atn=se", "ResNet has no field 'atn': did you mean attn?"),
+        ("--config.model.kwargs.atn=se", "ResNet has no field 'atn': did you mean attn or act?"),
         ("--config.model.kwargs.parent=x", "ResNet has no field 'parent'"),
         ("--config.model.kwargs.drop.rate=1", "no such key"),
         ("--config.zzz=1", "the config has no such key: it has accumulate_steps, batch_norm_devices, "),

@@ -1,6 +1,7 @@
 """Every number of a config has a range, and what lies outside of it is refused by name before anything is built."""
 
 import math
+import re
 
 import ml_collections
 import pytest
@@ -57,7 +58,7 @@ def test_every_number_of_a_config_has_a_range():
 @pytest.mark.parametrize("key", [key for key in ranges.RANGES if key != "data.mean"])
 def test_what_lies_outside_is_refused_by_name(key):
     for value in OUTSIDE[key]:
-        with pytest.raises(ValueError, match=rf"^config.{key}={repr(value)[:4].replace('(', '.')}.* must be .*\\.$"):
+        with pytest.raises(ValueError, match=rf"^config.{key}={re.escape(repr(value))} must be [^\n]*\.$"):
             ranges.check(tiny_config(**{key: value}))
 
 

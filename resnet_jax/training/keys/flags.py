@@ -4,7 +4,7 @@ import ast
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_collections
@@ -20,7 +20,7 @@ OPTIONAL = {
     "schedule.warmup_start", "loss.target_threshold",
 }  # fmt: skip
 _FLAG = re.compile(r"--?(?P<no>no)?config\.(?P<key>[^=]+)(=(?P<value>.*))?", re.DOTALL)
-_PARSERS = {bool: flags.BooleanParser(), int: flags.IntegerParser(), float: flags.FloatParser()}
+_PARSERS: dict[type, Any] = {bool: flags.BooleanParser(), int: flags.IntegerParser(), float: flags.FloatParser()}
 
 
 def set_keys(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
@@ -103,16 +103,12 @@ def _unknown(config: ml_collections.ConfigDict, key: str) -> str:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """'did you mean ...?', by the whole of a dotted name or by its last part; or all that there are."""
-    last: Mapping[str, str] = {other: other.rpartition(".")[2] for other in known}
+    """'did you mean ...?', by the last part of a dotted name or else by all of it; or all that there are."""
+    last = {other: other.rpartition(".")[2] for other in known}
     by_last = difflib.get_close_matches(name.rpartition(".")[2], set(last.values()), n=2, cutoff=0.75)
-    near = dict.fromkeys(
-        [
-            *(other for part in by_last for other in known if last[other] == part),
-            *difflib.get_close_matches(name, known),
-        ]
-    )
-    return f"did you mean {' or '.join(list(near)[:3])}?" if near else f"it has {', '.join(known)}."
+    near = [other for part in by_last for other in known if last[other] == part][:3]
+    near = near or difflib.get_close_matches(name, known)
+    return f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known)}."
 
 
 def _value(key: str, kind: type, texts: Sequence[str]) -> Any:
