@@ -83,6 +83,16 @@ class Run(Experiment):
     train_data: base.Dataset
     test_data: base.Dataset
 
+    @functools.cached_property
+    def evaluations(self) -> pipeline.Evaluations:
+        """Passes over the test split; to be closed, for worker processes stay from one to the next."""
+        return pipeline.Evaluations(
+            self.test_data,
+            batch_size=self.config.batch_size,
+            transform=inputs.eval_transform(self.config.data),
+            **_reading(self.config.data),
+        )
+
 
 def build(config: ml_collections.ConfigDict) -> Run:
     """Builds data, model, optimiser and the wrapped steps from a config, and resolves what the config leaves open.
@@ -158,12 +168,7 @@ def train_batches(run: Run, start_step: int) -> Any:
 
 def eval_batches(run: Run) -> Any:
     """The test split once, the last batch padded and masked; to be closed."""
-    return pipeline.eval_batches(
-        run.test_data,
-        batch_size=run.config.batch_size,
-        transform=inputs.eval_transform(run.config.data),
-        **_reading(run.config.data),
-    )
+    return run.evaluations.begin()
 
 
 def _open(config: ml_collections.ConfigDict) -> tuple[base.Dataset, base.Dataset]:

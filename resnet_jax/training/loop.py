@@ -78,7 +78,7 @@ def _train(run: experiment.Run, workdir: str) -> dict[str, Any]:
             tensorboard=run.config.tensorboard,
             saved_step=checkpoints.saved_step,
         )
-        with reporter, trace:
+        with reporter, trace, contextlib.closing(run.evaluations):
             last = _Steps(run, checkpoints, reporter, scores, preemption).make(state, trace)
     if hosts.is_first():
         plots.leave_curves(workdir)
@@ -110,7 +110,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
             if checkpoints.latest_step() is None:
                 raise FileNotFoundError(f"{workdir} has no checkpoint yet: train first, with --mode=train.")
             state = _restore_or_create(run, checkpoints)
-    with hosts.Preemption() as preemption:  # of several, each would otherwise keep SIGTERM to itself
+    # Of several hosts, each would otherwise keep SIGTERM to itself.
+    with contextlib.closing(run.evaluations), hosts.Preemption() as preemption:
         return {"step": int(state.step), **_evaluate(run, state, lambda: _stop_if_told(preemption))}
 
 
