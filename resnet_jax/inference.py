@@ -17,6 +17,7 @@ import numpy as np
 from resnet_jax import compiler
 from resnet_jax.data.images.pillow import ImageArray, ImageLike, UnreadableImage
 from resnet_jax.data.sources.base import Dataset
+from resnet_jax.data.sources.reading import SourceFailed
 from resnet_jax.data.transforms import Preprocessing
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.weights import convert, finite
@@ -173,6 +174,7 @@ def evaluate(
       ValueError: the classes of network and data differ in number, a label is out of range, no example can be read,
         a network and a preprocessing that do not belong together, or variables (as `ConversionError`) or logits that
         are not finite.
+      SourceFailed: the disk or the operating system failed, and no image.
     """
     if model.num_classes != dataset.num_classes:
         raise ValueError(
@@ -202,12 +204,7 @@ def evaluate(
 
 
 def _labelled(dataset: Dataset, index: int) -> tuple[ImageLike, int]:
-    example = dataset.source[index]
-    if not 0 <= example["label"] < dataset.num_classes:
-        raise ValueError(
-            f"{dataset.source.origin(index)}: label {example['label']}, but {dataset.name!r} has "
-            f"{dataset.num_classes} classes, 0..{dataset.num_classes - 1}."
-        )
+    example = dataset[index]
     return example["image"], example["label"]
 
 
@@ -268,6 +265,8 @@ def _pixels(
     try:
         image, number = read(index)
         return number, preprocessing.pixels(image)
+    except SourceFailed:  # no fault of one image
+        raise
     except (UnreadableImage, OSError) as error:
         return error
 

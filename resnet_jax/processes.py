@@ -64,7 +64,7 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
         succeeded, answer = receiver.recv()
     except EOFError:
         process.join()
-        raise Crashed(_end(process.exitcode), log) from None
+        raise Crashed(name_end(process.exitcode), log) from None
     except BaseException:  # as by Ctrl-C: nobody waits for the answer any more
         process.kill()
         os.remove(log)
@@ -92,5 +92,6 @@ def _answer(
     sender.send(answer)
 
 
-def _end(exit_code: int | None) -> str:
+def name_end(exit_code: int | None) -> str:
+    """What ended a process: a signal, such as "SIGKILL", or "exit code N"."""
     return signal.Signals(-exit_code).name if exit_code is not None and exit_code < 0 else f"exit code {exit_code}"

@@ -76,7 +76,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.color_jitter = (0.0, 0.0, 0.0, 0.0)  # strengths of brightness, contrast, saturation, hue (0.5: any)
     config.data.erase = 0.0  # probability that a window is painted over with the mean colour
     config.data.erase_noise = False  # with noise of the data's mean and std instead
-    config.data.repeats = 1  # of each example, augmented differently; an epoch then has 1 / repeats of the examples
+    # Of each example, augmented differently; an epoch then has 1 / repeats of the examples. Mixing gives each copy
+    # another partner; torchvision's and timm's scripts mix some or all copies of an image with the same one.
+    config.data.repeats = 1
     config.data.on_error = "refuse"  # an unreadable image: "refuse" to go on, or "skip" it, counted
     config.data.max_unreadable = 0.001  # "skip" only: share of the images from which on the run stops all the same
     config.data.fingerprint = ""  # of the data, as config.json of a run has it; others are refused. "": any

@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+import math
 import sys
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-from grain.experimental import index_shuffle
+
+# Of an order: with fewer, successive passes would be related.
+ROUNDS = 4
 
 
 class Order(Protocol):
@@ -39,21 +42,47 @@ class Host:
 
 
 def apart(batch_size: int, repeats: int) -> Sequence[int]:
-    """A layout that puts neighbours in the stream batch_size / repeats rows apart, so that devices do not share them.
+    """A layout for `Repeated`: copies of an example lie batch_size / repeats rows apart, beside different neighbours.
 
-    Batch norm on one device then sees as many different examples as it would without repeats.
+    The first copies of all examples come first, then the second ones, ...: devices do not share an example, and batch
+    norm on one device sees as many different ones as it would without repeats. In the first block rows 2i and 2i + 1
+    are neighbours in the order, in the second they are 2 or 3 apart there, then 4 to 7, ...: where these rows are mixed
+    (`step.mixing`) two examples meet once in a batch, and not once for each copy. (In blocks of fewer than 2**repeats
+    rows some meet again.)
     """
     if repeats == 1:
         return range(batch_size)
-    return sorted(range(batch_size), key=lambda place: place % repeats)  # stable: within a residue in order
+    rows: list[int] = []
+    for copy in range(repeats):
+        block = list(range(copy, batch_size, repeats))
+        if len(rows) % 2 and block:  # the last row of the block before is still without a partner
+            rows.append(block.pop(min(copy, len(block) - 1)))
+        rows += _paired(block, 2**copy)
+    return rows
+
+
+def _paired(places: list[int], distance: int) -> list[int]:
+    """The same places, but 2i and 2i + 1 were `distance` apart, and at the end up to twice as much: 0, 2, 1, 3, ...
+
+    None goes further than that from where it was. Of an odd number, the last stays the last.
+    """
+    rows: list[int] = []
+    while places:
+        half = distance if len(places) >= 4 * distance else len(places) // 2
+        rows += [place for pair in zip(places[:half], places[half : 2 * half], strict=True) for place in pair]
+        places = places[2 * half :]
+        if len(places) == 1:
+            return rows + places
+    return rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Shuffled:
     """All of `length` examples without end, each pass in an order of its own.
 
-    The order of Grain's `MapDataset.range(length).seed(seed).shuffle().repeat()`, which would take ten times as long
-    over each position. Nothing is stored: `index_shuffle` enciphers the number of the example.
+    A Feistel network (Luby and Rackoff 1988) of random functions: examples stand in a square, and by turns each row is
+    rolled by a random number of columns, each column by a random number of rows. Of a pass nothing is kept but these
+    numbers, a few for each row and column.
     """
 
     length: int
@@ -64,12 +93,25 @@ class Shuffled:
 
     def __getitem__(self, position: int) -> int:
         passes, place = divmod(position, self.length)
-        seed = (self._seed_of_first_pass + passes) % 2**32
-        return int(index_shuffle(place, max_index=self.length - 1, seed=seed, rounds=4))
+        height, width, rounds = _square(self.length, self.seed, passes)
+        while True:
+            row, column = divmod(place, width)
+            for of_row, of_column in rounds:
+                column = (column + of_row[row]) % width
+                row = (row + of_column[column]) % height
+            place = row * width + column
+            if place < self.length:  # else it came to an empty place of the last row, and goes on from there
+                return place
 
-    @functools.cached_property
-    def _seed_of_first_pass(self) -> int:
-        return int(np.random.SeedSequence((self.seed, 1)).generate_state(1)[0])
+
+@functools.lru_cache(maxsize=16)
+def _square(length: int, seed: int, passes: int) -> tuple[int, int, list[tuple[list[int], list[int]]]]:
+    """Height and width, and for each round how far each row and each column is rolled."""
+    width = math.isqrt(length - 1) + 1
+    height = -(-length // width)
+    words = np.random.SeedSequence((seed, 1, passes)).generate_state(ROUNDS * (height + width), np.uint64)
+    rolled = [(each[:height] % width, each[height:] % height) for each in words.reshape(ROUNDS, height + width)]
+    return height, width, [(of_row.tolist(), of_column.tolist()) for of_row, of_column in rolled]
 
 
 @dataclasses.dataclass(frozen=True)

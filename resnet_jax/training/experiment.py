@@ -126,6 +126,16 @@ class Run(Experiment):
     train_transforms: Mapping[int, pipeline.Transform] = dataclasses.field(kw_only=True)
     eval_transform: Callable[..., Any] = dataclasses.field(kw_only=True)
 
+    @functools.cached_property
+    def evaluations(self) -> pipeline.Evaluations:
+        """Passes over the test split; to be closed, for worker processes stay from one to the next."""
+        return pipeline.Evaluations(
+            self.test_data,
+            batch_size=eval_batch_size(self.config),
+            transform=self.eval_transform,
+            **_reading(self.config.data),
+        )
+
 
 def build(config: ml_collections.ConfigDict) -> Run:
     """Builds data, model, optimiser and the wrapped steps from a config, and resolves what the config leaves open.
@@ -254,12 +264,7 @@ def eval_batch_size(config: ml_collections.ConfigDict) -> int:
 
 def eval_batches(run: Run) -> Any:
     """The test split once, the last batch padded and masked; to be closed."""
-    return pipeline.eval_batches(
-        run.test_data,
-        batch_size=eval_batch_size(run.config),
-        transform=run.eval_transform,
-        **_reading(run.config.data),
-    )
+    return run.evaluations.begin()
 
 
 def _open(config: ml_collections.ConfigDict) -> tuple[base.Dataset, base.Dataset]:

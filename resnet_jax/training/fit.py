@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+from PIL import Image
 
 from resnet_jax import compiler
 from resnet_jax.configs import default
-from resnet_jax.data import pipeline
-from resnet_jax.data.sources import base, own
+from resnet_jax.data import pipeline, rows
+from resnet_jax.data.sources import base
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.runs import history, reporting
 from resnet_jax.training import experiment, loop
@@ -95,7 +96,7 @@ def fit(
       model: one of this package, or any Linen module that maps float images `[batch, h, w, c]` to logits
         `[batch, num_classes]`, called with `train=` True or False, with no other collections of variables than
         `params` and `batch_stats`. Random numbers in training come by the name "dropout".
-      train_data: anything with `__len__` and `__getitem__` (see `data.sources.own.wrap`), two arrays of images and
+      train_data: anything with `__len__` and `__getitem__` (see `data.sources.base.Examples`), two arrays of images and
         labels, or a `Dataset` of this package.
       test_data: likewise, evaluated after each epoch.
       workdir: folder of the run, made if need be.
@@ -124,7 +125,7 @@ def fit(
         compiler.warn()
         changes = {"num_epochs": float(num_epochs), "batch_size": batch_size, **(config or {})}
         parts = experiment.Own(tx=tx, schedule=schedule, variables=variables)
-        data = own.wrap(train_data, "train"), own.wrap(test_data, "test")
+        data = _dataset(train_data, "train"), _dataset(test_data, "test")
         run = _build(model, *data, parts, transform, eval_transform, class_names, changes)
         state, record = loop.train_run(run, folder, callbacks=callbacks, extend=extend)
     last = state.variables if state.ema is None else state.ema
@@ -144,7 +145,7 @@ def _build(
     class_names: Sequence[str] | None,
     changes: Mapping[str, Any],
 ) -> experiment.Run:
-    first = pipeline.decoded(train_data.source[0]["image"], train_data.channels)
+    first = rows.decoded(train_data.source[0]["image"], train_data.channels)
     if first.shape[0] != first.shape[1] and "data.image_size" not in changes:
         transform, eval_transform = transform or as_it_is, eval_transform or as_it_is
     for given, what, keys in (
@@ -178,6 +179,47 @@ def _build(
     return experiment.with_data(designed, train_data, test_data, transform, eval_transform)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Pairs:
+    """The examples of two arrays."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return self.images[index], self.labels[index]
+
+
+def _dataset(examples: Any, split: str) -> base.Dataset:
+    """A data set of whatever `fit` takes, without names of classes where it has none."""
+    if isinstance(examples, base.Dataset):
+        return examples
+    if isinstance(examples, tuple) and len(examples) == 2 and np.ndim(examples[0]) >= 3:
+        images, labels = map(np.asarray, examples)
+        if len(images) != len(labels):
+            raise ValueError(f"{len(images)} images and {len(labels)} labels: give as many of each.")
+        examples = _Pairs(images, labels)
+    if not (hasattr(examples, "__len__") and hasattr(examples, "__getitem__")):
+        raise ValueError(f"{type(examples).__name__} has no length, or no examples by number: give what has both.")
+    if not len(examples):
+        raise ValueError(f"there are no {split} examples.")
+    return base.Dataset(experiment.GIVEN, split, examples, (), _channels(examples[0]))
+
+
+def _channels(example: Any) -> int:
+    """Of its image, as far as it is one; what it is else, `base.Examples` says."""
+    image: Any = (
+        example.get("image") if isinstance(example, Mapping) else example[0] if isinstance(example, tuple) else None
+    )
+    if isinstance(image, Image.Image):
+        return 1 if image.mode in ("1", "L", "I", "I;16", "F") else 3
+    shape = () if isinstance(image, bytes) else np.shape(image)
+    return shape[2] if len(shape) == 3 else 1 if len(shape) == 2 else 3
+
+
 def as_it_is(image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
     """The image."""
     return image
@@ -203,7 +245,7 @@ def _set(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> None:
 def _mean_and_std(data: base.Dataset, most: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Of each channel, in units of full scale, to four digits; of `most` images that are spread over the split."""
     count = min(len(data), most)
-    images = (pipeline.decoded(data.source[len(data) * i // count]["image"], data.channels) for i in range(count))
+    images = (rows.decoded(data.source[len(data) * i // count]["image"], data.channels) for i in range(count))
     sums = np.array([[image.size / image.shape[-1], *_moments(image)] for image in images], dtype=object).sum(0)
     mean = sums[1] / sums[0]
     std = np.sqrt(np.maximum(sums[2] / sums[0] - mean**2, 0))

@@ -102,7 +102,7 @@ def _train(
             saved_step=checkpoints.saved_step,
             callbacks=callbacks,
         )
-        with reporter, trace:
+        with reporter, trace, contextlib.closing(run.evaluations):
             if added:
                 reporter.say(added)
             steps = _Steps(run, checkpoints, reporter, scores, preemption, unreadable)
@@ -158,7 +158,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
             if checkpoints.latest_step() is None:
                 raise FileNotFoundError(f"{workdir} has no checkpoint yet: train first, with --mode=train.")
             state = _restore_or_create(run, checkpoints)
-    with hosts.Preemption() as preemption:  # of several, each would otherwise keep SIGTERM to itself
+    # Of several hosts, each would otherwise keep SIGTERM to itself.
+    with contextlib.closing(run.evaluations), hosts.Preemption() as preemption:
         return {"step": int(state.step), **_evaluate(run, state, lambda: _stop_if_told(preemption))}
 
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
 import resnet_jax
 from resnet_jax import cli
-from resnet_jax.data.sources import own
 from resnet_jax.runs import workdirs
 from resnet_jax.training import config_file, loop
 from tiny import TINY, equal, tiny_config
@@ -189,12 +189,15 @@ class OtherVariables(nn.Module):
     [
         ({"model": NoClassifier()}, r"maps images \[1, 6, 8, 2\] to \(1, 6, 8, 3\), and must give logits"),
         ({"model": OtherVariables()}, r"by variables of \['cache'\]"),
-        ({"train": (IMAGES / 255, LABELS)}, r"train example 0 is float64 \[6, 8, 2\]: an image is uint8"),
+        (
+            {"train": (IMAGES / 255, LABELS)},
+            r"example 0 of given/train: an image of shape \(6, 8, 2\) and type float64",
+        ),
         ({"train": (IMAGES, LABELS[:3])}, "48 images and 3 labels"),
         ({"train": iter(EXAMPLES)}, "has no length"),
         ({"train": []}, "no train examples"),
-        ({"train": ["a.png", "b.png"]}, r"train example 0 is a str: an example is \{'image'"),
-        ({"train": [(IMAGES[0], 0.5)]}, "label of train example 0 is 0.5"),
+        ({"train": ["a.png", "b.png"]}, "example 0 of given/train is of type str: give"),
+        ({"train": [(IMAGES[0], 0.5)]}, "example 0 of given/train: 'float' object cannot be interpreted as an integer"),
         ({"train": (IMAGES, LABELS + 7)}, "label"),
         ({"tx": TX, "config": {"optimizer.momentum": 0.5}}, "tx is given, and so optimizer.momentum in config"),
         ({"config": {"batchsize": 3}}, "batchsize"),
@@ -220,12 +223,11 @@ def test_where_nobody_shows_logs_the_lines_of_a_run_are_printed(tmp_path, capsys
 
 
 def test_images_without_channels_and_pillow_images(tmp_path):
-    from PIL import Image
-
-    source = own.wrap([(IMAGES[0, :, :, 0], np.int64(1)), (Image.fromarray(IMAGES[1, :, :, 0]), 2)], "train").source
-    assert source[0]["image"].shape == source[1]["image"].shape == (6, 8, 1)
-    assert np.array_equal(source[1]["image"][..., 0], IMAGES[1, :, :, 0])
-    assert source[0]["label"] == 1
+    grey = [Image.fromarray(image[:, :6, 0]) for image in IMAGES]
+    arrays = fit(tmp_path / "arrays", train=(IMAGES[:, :, :6, 0], LABELS), test=(IMAGES[:8, :, :6, 0], LABELS[:8]))
+    pictures = fit(tmp_path / "pictures", train=list(zip(grey, LABELS)), test=list(zip(grey[:8], LABELS)))  # noqa: B905
+    assert equal(arrays.variables, pictures.variables)
+    assert workdirs.load_config(arrays.workdir)["data"]["image_size"] == 6
 
 
 # More epochs ---------------------------------------------------------------------------------------------

@@ -101,6 +101,8 @@ def decode(data: bytes, header: jpeg.Header, place: Place, channels: int) -> Ima
     try:
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), _flags(channels, place.reduction))
     except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError(str(error)) from error
         raise UnreadableImage(f"the {len(data)} bytes are not a whole image ({error})") from error
     if image is None or image.shape[:2] != (-(-rows // place.reduction), -(-header.width // place.reduction)):
         raise UnreadableImage(f"the {len(data)} bytes are not a whole image (the JPEG's pixels end too early)")

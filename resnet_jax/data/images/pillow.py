@@ -113,7 +113,7 @@ def _decode(source: bytes | Image.Image, subject: str, channels: int) -> Image.I
             return _convert(source, channels)
         with Image.open(io.BytesIO(source)) as image:
             return _convert(image, channels)
-    except (MemoryError, UnreadableImage):
+    except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
         raise UnreadableImage(f"{subject} not a whole image (of no known format)") from error
@@ -122,7 +122,14 @@ def _decode(source: bytes | Image.Image, subject: str, channels: int) -> Image.I
             f"{subject} not to be opened: {error} If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS."
         ) from error
     except Exception as error:  # Pillow's plugins raise whatever their parsers stumble over: SyntaxError, struct.error
+        if is_the_systems(error):
+            raise
         raise UnreadableImage(f"{subject} not a whole image ({error})") from error
+
+
+def is_the_systems(error: Exception) -> bool:
+    """Whether memory is short, or the operating system refused to load a plugin: Pillow's own OSError has no number."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
 
 
 def _convert(image: Image.Image, channels: int) -> Image.Image:

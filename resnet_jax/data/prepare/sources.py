@@ -128,6 +128,8 @@ def plain_image(data: bytes, decode: bool = False) -> bytes:
         with Image.open(io.BytesIO(data)) as image:
             plain = image.mode in KEPT_MODES
     except Exception as error:  # Pillow's readers raise many kinds
+        if pillow.is_the_systems(error):
+            raise
         raise UnreadableImage(f"the {len(data)} bytes are no image ({error})") from error
     if plain:
         if decode:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import errno
 import functools
 import os
 import posixpath
@@ -12,8 +13,15 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, Protocol
 
-# What `read` raises. RuntimeError: an encrypted member of a zip; the last two: a damaged one.
-READ_ERRORS = (OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+class Gone(FileNotFoundError):
+    """A file is not there any more, but its folder is: no disk was lost."""
+
+
+# What `read` raises of a file that is damaged or gone. RuntimeError: an encrypted member of a zip; the last two: a
+# damaged one.
+DAMAGE = (Gone, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+READ_ERRORS = (OSError, *DAMAGE)
 
 Tree = dict[str, tuple[set[str], set[str]]]
 
@@ -28,7 +36,12 @@ class Archive(Protocol):
         """Names of the folders and of the files right inside `folder`, in any order."""
 
     def read(self, name: str) -> bytes:
-        """The whole file; any number of threads may read at once."""
+        """The whole file; any number of threads may read at once.
+
+        Raises:
+          one of `DAMAGE`: it is damaged or gone.
+          OSError: the disk, or the operating system.
+        """
 
     def size(self, name: str) -> int:
         """Bytes of the file."""
@@ -88,8 +101,14 @@ class Folder:
         return folders, files
 
     def read(self, name: str) -> bytes:
-        with open(os.path.join(self.path, name), "rb") as file:
-            return file.read()
+        path = os.path.join(self.path, name)
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except FileNotFoundError as error:
+            if os.path.isdir(os.path.dirname(path)):
+                raise Gone(*error.args, path) from error
+            raise
 
     def size(self, name: str) -> int:
         return os.path.getsize(os.path.join(self.path, name))
@@ -130,7 +149,16 @@ class Zip:
         return list(folders), list(files)
 
     def read(self, name: str) -> bytes:
-        return self._zip().read(name)
+        try:
+            archive = self._zip()
+        except zipfile.BadZipFile as error:  # it was whole when it was opened first: that is no fault of one member
+            raise OSError(errno.EIO, f"no longer a whole zip: {error}", self.path) from error
+        try:
+            return archive.read(name)
+        except OSError:
+            with self._lock:
+                self._handle = None  # it may be stale, as after a network disk came back
+            raise
 
     def size(self, name: str) -> int:
         return self._zip().getinfo(name).file_size

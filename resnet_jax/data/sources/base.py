@@ -3,9 +3,15 @@
 import dataclasses
 import hashlib
 import json
+import operator
+from collections.abc import Mapping
 from typing import Any, Protocol
 
-from resnet_jax.data.images.pillow import UnreadableImage
+import numpy as np
+from PIL import Image
+
+from resnet_jax.data.images.pillow import UnreadableImage, open_image
+from resnet_jax.data.sources.reading import patiently
 
 TFDS_PREFIX = "tfds:"
 SPLITS = ("train", "test")
@@ -39,6 +45,7 @@ class Source(Protocol):
 
         Raises:
           images.UnreadableImage: the example is not to be had.
+          OSError: the operating system refused to read it, which is tried again and then ends the run.
         """
 
     def origin(self, index: int) -> str:
@@ -47,13 +54,21 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """One split of a data set. `channels` is 1 (grey) or 3 (RGB); a label is an index into `class_names`."""
+    """One split of a data set. `channels` is 1 (grey) or 3 (RGB); a label is an index into `class_names`.
+
+    Attributes:
+      source: a `Source`, or anything with `__len__` and `__getitem__`, whose examples are what `Examples` takes.
+    """
 
     name: str
     split: str
-    source: Source = dataclasses.field(repr=False)
+    source: Any = dataclasses.field(repr=False)
     class_names: tuple[str, ...]
     channels: int
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.source, "origin"):
+            object.__setattr__(self, "source", Examples(self.source, f"{self.name}/{self.split}", self.channels))
 
     @property
     def num_classes(self) -> int:
@@ -61,6 +76,75 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """An example of the source; its label is one of the classes.
+
+        Raises:
+          ValueError: another label; `UnreadableImage`, as the source.
+          reading.SourceFailed: the operating system refused to read it, again and again.
+        """
+        example: dict[str, Any] = patiently(lambda: self.source[index], lambda: self.source.origin(index))
+        if not 0 <= example["label"] < self.num_classes:
+            raise ValueError(
+                f"{self.source.origin(index)}: label {example['label']}, but {self.name!r} has {self.num_classes} "
+                f"classes, 0..{self.num_classes - 1}."
+            )
+        return example
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """A `Source` of what has `__len__` and `__getitem__` alone: a list, a Grain `MapDataset`, a torch `Dataset`, ...
+
+    An example is `{"image": ..., "label": ...}` (more keys do no harm) or a pair of both. An image is uint8
+    [height, width, channels], of grey ones also [height, width], the bytes of an encoded image, or a Pillow image.
+
+    Attributes:
+      whole: where examples come from.
+      name: the data set's, for messages.
+      channels: of all images.
+    """
+
+    whole: Any
+    name: str
+    channels: int
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self.whole[index]
+        if isinstance(example, Mapping) and {"image", "label"} <= example.keys():
+            image, label = example["image"], example["label"]
+        elif isinstance(example, tuple | list) and len(example) == 2:
+            image, label = example
+        else:
+            keys = f" with the keys {sorted(map(str, example))}" if isinstance(example, Mapping) else ""
+            raise ValueError(
+                f"{self.origin(index)} is of type {type(example).__name__}{keys}: give "
+                '{"image": image, "label": label}, or a pair of both.'
+            )
+        try:
+            return {"image": self._plain(image), "label": operator.index(label)}
+        except TypeError as error:
+            raise ValueError(f"{self.origin(index)}: {error}") from error
+
+    def _plain(self, image: Any) -> np.ndarray | bytes:
+        if isinstance(image, bytes):
+            return image
+        array = np.asarray(open_image(image, self.channels) if isinstance(image, Image.Image) else image)
+        if array.ndim == 2 and self.channels == 1:
+            array = array[..., None]
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != self.channels:
+            raise TypeError(
+                f"an image of shape {array.shape} and type {array.dtype}, where the data set's are uint8 [height, "
+                f"width, {self.channels}], or the bytes of an encoded image."
+            )
+        return array
+
+    def origin(self, index: int) -> str:
+        return f"example {index} of {self.name}"
 
 
 def facts(train: Dataset, test: Dataset) -> Facts:
@@ -112,7 +196,7 @@ def fingerprint(train: Dataset, test: Dataset) -> str:
         count = min(len(dataset), FINGERPRINTED)
         for index in (len(dataset) * i // count for i in range(count)):
             try:
-                example = dataset.source[index]
+                example = dataset[index]
             except UnreadableImage:
                 digest.update(b"unreadable")
                 continue

@@ -5,7 +5,7 @@ import logging
 from typing import Any
 
 from resnet_jax.data.images.pillow import UnreadableImage
-from resnet_jax.data.sources.archives import READ_ERRORS, Archive, open_archive
+from resnet_jax.data.sources.archives import DAMAGE, Archive, open_archive
 from resnet_jax.data.sources.base import Dataset
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class FolderSource:
         name, label = self.examples[index]
         try:
             return {"image": self.archive.read(name), "label": label}
-        except READ_ERRORS as error:
+        except DAMAGE as error:
             raise UnreadableImage(f"reading failed ({error})") from error
 
     def origin(self, index: int) -> str:

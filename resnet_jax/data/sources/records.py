@@ -2,8 +2,12 @@
 
 import bisect
 import dataclasses
+import errno
 import itertools
 import os
+import resource
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -12,6 +16,7 @@ from resnet_jax.data.images.pillow import UnreadableImage
 from resnet_jax.data.sources.base import STOCK, Dataset
 
 SPLIT_NAMES = {"train": ("train",), "test": ("test", "validation")}
+OTHER_FILES = 1024  # that a process may want to open beside shards: what most systems allow in all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +35,11 @@ class RecordSource:
             example = self.records[index]
             # Of a shard that was cut short, ArrayRecord reads records of no bytes, and TFDS makes None of them.
             return {"image": example["image"], "label": int(example["label"])}
+        except (OSError, MemoryError):
+            raise
         except Exception as error:  # of ArrayRecord or protobuf: a damaged file
+            if code := _refused(str(error)):
+                raise OSError(code, os.strerror(code), self._place(index)) from error
             raise UnreadableImage(f"reading failed ({self._place(index)}: {error})") from error
 
     def origin(self, index: int) -> str:
@@ -44,6 +53,12 @@ class RecordSource:
             return f"record {index}"
         file, length = self.shards[shard]
         return f"record {index - ends[shard] + length} of {file}"
+
+
+def _refused(message: str) -> int | None:
+    """The error of the operating system that ArrayRecord reports, if it is one: it has no class for them."""
+    codes = sorted(errno.errorcode, key=lambda code: -len(os.strerror(code)))
+    return next((code for code in codes if f": {os.strerror(code)}" in message), None)
 
 
 def open_tfds(name: str, split: str, data_dir: str) -> Dataset:
@@ -92,6 +107,7 @@ def from_builder(builder: Any, name: str, split: str) -> Dataset:
         if split_name not in builder.info.splits or not builder.info.splits[split_name].num_examples:
             continue
         shards = _find_shards(builder, split_name)
+        _allow_open(str(builder.data_path / file) for file, _ in shards)
         records = builder.as_data_source(split_name, decoders={"image": tfds.decode.SkipDecoding()})
         source = RecordSource(f"{name}/{split_name}", records, shards)
         if source[0]["label"] >= 0:
@@ -100,6 +116,31 @@ def from_builder(builder: Any, name: str, split: str) -> Dataset:
         f"TFDS data set {name!r} has the splits {sorted(builder.info.splits)}, but none of {SPLIT_NAMES[split]} "
         "with examples and labels."
     )
+
+
+_shards: set[str] = set()  # that this process may read
+
+
+def _allow_open(shards: Iterable[str]) -> None:
+    """Lets this process, and those that it starts, open all shards at once: ArrayRecord keeps open what it has read.
+
+    Raises:
+      ValueError: the system forbids it.
+    """
+    _shards.update(shards)
+    soft, hard = (_number(limit) for limit in resource.getrlimit(resource.RLIMIT_NOFILE))
+    if hard <= len(_shards):
+        raise ValueError(
+            f"{len(_shards)} shards stay open while they are read, but this process may open no more than {hard} "
+            "files: raise the hard limit (ulimit -Hn), or prepare the data with larger shards (--shard-mb)."
+        )
+    wanted = min(len(_shards) + OTHER_FILES, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+def _number(limit: int) -> int:
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
 def _find_shards(builder: Any, split_name: str) -> tuple[tuple[str, int], ...]:
