@@ -6,9 +6,8 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
-import train
 from resnet_jax import errors
-from resnet_jax.cli import command
+from resnet_jax.cli import command, train
 from resnet_jax.data.images.pillow import UnreadableImage
 from resnet_jax.models import variants
 from resnet_jax.runs import reporting, storage, workdirs
@@ -86,10 +85,10 @@ def test_what_was_noted_on_the_way_is_said():
 
 @pytest.mark.parametrize(("name", "code"), [("resnet-jax", 2), ("train.py", 1)])
 def test_commands_show_the_one_and_raise_the_other(tmp_path, monkeypatch, capsys, name, code):
-    place = {"resnet-jax": (command.list_, "list_models"), "train.py": (train, "main")}[name]
+    place = {"resnet-jax": (command.list_, "list_models"), "train.py": (train, "_train")}[name]
 
     def run():
-        return command.main(["list"]) if name == "resnet-jax" else train.run([])
+        return command.main(["list"]) if name == "resnet-jax" else train.main([], name)
 
     monkeypatch.setattr(*place, lambda *_: workdirs.claim("", None))
     try:

@@ -16,8 +16,9 @@ ROWS = 20  # of each table
 MATRIX = 30  # classes of which the whole confusion matrix is shown
 
 _STYLE = """<style>
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1.2rem .9rem; }
-figure { margin: 0; break-inside: avoid; } figure img { width: 128px; height: 128px; object-fit: contain; }
+.pictures { display: flex; flex-wrap: wrap; gap: 1.2rem .9rem; }
+figure { margin: 0; width: 144px; break-inside: avoid; }
+figure img { width: 128px; height: 128px; object-fit: contain; }
 figure img.small { image-rendering: pixelated; } figcaption { font-size: .85rem; overflow-wrap: anywhere; }
 figcaption small { display: block; }
 </style>"""

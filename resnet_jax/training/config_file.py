@@ -40,12 +40,10 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     place, *argument = path.split(":", 1)
     file = RECIPES / f"{place}.py" if place in names() else pathlib.Path(place)
     if file.suffix != ".py" or not file.is_file():
-        beside = [str(file.parent / other.name) for other in file.parent.glob("*.py")] if file.suffix else names()
-        near = difflib.get_close_matches(place, beside)
-        hint = f"; did you mean {' or '.join(near)}?" if near else f"; recipes are {', '.join(names())}."
-        raise ValueError(
-            f"--config={path}: there is neither a file {file}, ending in .py, nor a recipe of this name{hint}"
-        )
+        beside = [other.name for other in file.parent.glob("*.py")] if file.suffix else names()
+        near = difflib.get_close_matches(file.name, beside)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"recipes are {', '.join(names())}."
+        raise ValueError(f"--config={path}: there is no file {file} that ends in .py, and no such recipe; {hint}")
     root = file.absolute().parent
     while (root / "__init__.py").exists():
         root = root.parent

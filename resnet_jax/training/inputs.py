@@ -137,9 +137,9 @@ def _check_early(config: ml_collections.ConfigDict) -> None:
             f"config.data.early_sizes={sizes} and config.data.early_until={until} must have as many entries: the epoch "
             "up to which each size is in use."
         )
-    if not all(isinstance(size, int) for size in sizes) or not _rising(0, *sizes, data.image_size):
+    if not _rising(0, *sizes, data.image_size):
         raise ValueError(
-            f"config.data.early_sizes={sizes} must be whole pixels that rise from 1 or more and stay below "
+            f"config.data.early_sizes={sizes} must be pixels that rise and stay below "
             f"config.data.image_size={data.image_size}, the size after them."
         )
     if not _rising(0, *until, config.num_epochs):

@@ -27,6 +27,8 @@ def tiny_config(net=TINY, **changes):
     config.log_every_steps = 3
     config.compilation_cache_dir = ""
     config.update_from_flattened_dict(changes)
+    if config.data.name != "synthetic" and "data.num_examples" not in changes:
+        config.data.num_examples = default.get_config().data.num_examples  # which has no effect there
     return config
 
 

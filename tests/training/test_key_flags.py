@@ -142,7 +142,7 @@ def test_a_config_of_another_make_keeps_its_own_keys():
 
 def test_a_mistyped_file_is_told_its_nearest():
     with pytest.raises(
-        ValueError, match=r"there is no file .*digits_resnet.py; did you mean digits_resnet20.py"
+        ValueError, match=r"there is no file .*digits_resnet.py that ends .*; did you mean digits_resnet20.py"
     ) as told:
         config_file.load(str(ROOT / "configs" / "digits_resnet.py"))
     assert "\n" not in str(told.value)

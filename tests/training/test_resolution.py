@@ -272,19 +272,25 @@ EARLY = {"data.early_sizes": (4, 6), "data.early_until": (0.5, 1.0)}
 REFUSED = {
     "lengths": (EARLY | {"data.early_until": (0.5,)}, r"early_sizes=\(4, 6\) and config.data.early_until=\(0.5,\)"),
     "no rise": (EARLY | {"data.early_until": (1.0, 1.0)}, r"early_until=\(1.0, 1.0\) must be epochs that rise"),
-    "at 0": (EARLY | {"data.early_until": (0.0, 1.0)}, r"early_until=\(0.0, 1.0\) must be epochs"),
+    "at 0": (
+        EARLY | {"data.early_until": (0.0, 1.0)},
+        r"early_until=\(0.0, 1.0\) must be a tuple, each a number in \(0, inf\)",
+    ),
     "at the end": (EARLY | {"data.early_until": (0.5, 2.0)}, r"early_until=\(0.5, 2.0\).*config.num_epochs=2.0"),
-    "nan": (EARLY | {"data.early_until": (0.5, float("nan"))}, r"early_until=\(0.5, nan\) must be epochs"),
+    "nan": (EARLY | {"data.early_until": (0.5, float("nan"))}, r"early_until=\(0.5, nan\) must be a tuple, each"),
     "one step": (EARLY | {"data.early_until": (0.5, 0.51)}, r"steps \[4, 4\] of 16, at 8 an epoch \(config.batch_size"),
-    "size 0": (EARLY | {"data.early_sizes": (0, 6)}, r"early_sizes=\(0, 6\) must be whole pixels"),
-    "half pixels": (EARLY | {"data.early_sizes": (4.5, 6)}, r"early_sizes=\(4.5, 6\) must be whole pixels"),
+    "size 0": (EARLY | {"data.early_sizes": (0, 6)}, r"early_sizes=\(0, 6\) must be a tuple, each a whole number"),
+    "half pixels": (EARLY | {"data.early_sizes": (4.5, 6)}, r"early_sizes=\(4.5, 6\) must be a tuple, each a whole"),
     "not below": (EARLY | {"data.early_sizes": (4, 8)}, r"early_sizes=\(4, 8\) .*config.data.image_size=8"),
-    "eval_size": ({"data.eval_size": -1}, r"config.data.eval_size=-1 must be a number of pixels, or 0"),
+    "eval_size": ({"data.eval_size": -1}, r"config.data.eval_size=-1 must be a whole number, 0"),
     "eval_resize": ({"data.eval_resize": 7}, r"config.data.eval_resize=7 is less than config.data.image_size=8"),
     "both": ({"data.eval_resize": 9, "data.eval_size": 10}, r"eval_resize=9 is less than config.data.eval_size=10"),
     "lanczos": ({"data.eval_interpolation": "lanczos"}, r"eval_interpolation='lanczos' is not known: use 'bilinear'"),
     "scale": ({"data.crop": "resized", "data.crop_scale": (0.5, 0.2)}, r"data: crop_scale=\(0.5, 0.2\) must be two"),
-    "scale 0": ({"data.crop": "resized", "data.crop_scale": (0.0, 1.0)}, r"crop_scale=\(0.0, 1.0\) must be two shares"),
+    "scale 0": (
+        {"data.crop": "resized", "data.crop_scale": (0.0, 1.0)},
+        r"crop_scale=\(0.0, 1.0\) must be 2 numbers, each",
+    ),
     "padded": ({"data.crop_scale": (0.35, 1.0)}, r"crop_scale=\(0.35, 1.0\) is of the crop 'resized'.* crop='pad'"),
 }
 

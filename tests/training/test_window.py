@@ -142,11 +142,11 @@ def test_the_numbers_are_safe_before_the_checkpoint_of_their_step():
 @pytest.mark.parametrize(
     ("step", "every", "best", "expected"),
     [
-        (4, 4, 0, "flush save wait evaluate test"),
-        (4, 4, 1, "flush save wait evaluate test tidy"),
-        (4, 0, 1, "flush save wait evaluate test tidy"),  # it may turn out to be the best
+        (4, 4, 0, "flush save saved wait evaluate test"),
+        (4, 4, 1, "flush save saved wait evaluate test tidy"),
+        (4, 0, 1, "flush save saved wait evaluate test tidy"),  # it may turn out to be the best
         (4, 3, 0, "wait evaluate test"),
-        (3, 3, 1, "flush save"),
+        (3, 3, 1, "flush save saved"),
     ],
 )
 def test_a_step_is_saved_and_whole_before_it_is_evaluated(step, every, best, expected, monkeypatch):

@@ -36,7 +36,7 @@ def _number(interval: str) -> Range:
 
 def _each(single: Range, count: int | None = None) -> Range:
     words, check = single
-    wanted = f"{count or 'a list'} of which each is {words}" if count is None else f"{count} numbers, each {words}"
+    wanted = f"{'a tuple' if count is None else f'{count} numbers'}, each {words}"
     return wanted, lambda values: (count is None or len(values) == count) and all(map(check, values))
 
 
