@@ -216,7 +216,7 @@ def _channels(example: Any) -> int:
     )
     if isinstance(image, Image.Image):
         return 1 if image.mode in ("1", "L", "I", "I;16", "F") else 3
-    shape = () if isinstance(image, bytes) else np.shape(image)
+    shape: tuple[int, ...] = () if isinstance(image, bytes) else np.shape(image)
     return shape[2] if len(shape) == 3 else 1 if len(shape) == 2 else 3
 
 
