@@ -23,6 +23,7 @@ from resnet_jax.data.sources import base
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.runs import history, reporting
 from resnet_jax.training import experiment, loop
+from resnet_jax.training.keys import effect
 from resnet_jax.weights.published import timm_config
 
 # Keys of the config that a transform of the user's own, or an optimiser, leaves without effect.
@@ -167,9 +168,10 @@ def _build(
     name, kwargs = _described(model)
     config.model.name = name
     config.model.kwargs.update(kwargs)
+    _set(config, changes)
+    effect.check(config)
     if parts.tx is not None:
         _leave_out_optimizer(config, changes)
-    _set(config, changes)
     facts = dataclasses.replace(base.facts(train_data, test_data), channels=shape[-1])
     parts = parts._replace(model=model if name.startswith(experiment.GIVEN) else None, image_shape=shape)
     designed = experiment.design(config, facts, own=parts)

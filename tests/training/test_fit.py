@@ -2,6 +2,11 @@
 
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import flax.linen as nn
 import grain
@@ -13,9 +18,9 @@ from PIL import Image
 
 import resnet_jax
 from resnet_jax import cli
-from resnet_jax.runs import workdirs
+from resnet_jax.runs import history, workdirs
 from resnet_jax.training import config_file, loop
-from tiny import TINY, equal, tiny_config
+from tiny import HELPERS, TINY, equal, tiny_config
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 3, 48)
@@ -102,6 +107,29 @@ def test_killed_it_goes_on_to_the_same_bits(finished, tmp_path):
     timing = ("time", "images_per_second", "seconds_left")
     numbers = [[{k: v for k, v in r.items() if k not in timing} for r in f.history] for f in (again, finished[0])]
     assert numbers[0] == numbers[1]
+
+
+SCRIPT = """
+import sys
+from test_fit import TX, fit
+fit(sys.argv[1], tx=TX, num_epochs=40, config={"log_every_steps": 1, "checkpoint_every_steps": 7})
+"""
+
+
+@pytest.mark.soak
+def test_a_script_that_is_killed_at_any_moment_ends_with_the_same_bits(tmp_path):
+    long = {"log_every_steps": 1, "checkpoint_every_steps": 7}
+    whole = fit(tmp_path / "whole", tx=TX, num_epochs=40, config=long)
+    paths = os.pathsep.join([HELPERS, os.path.dirname(__file__)])
+    for step in (3, 40, 111, 200):
+        words = [sys.executable, "-c", SCRIPT, str(tmp_path / "killed")]
+        process = subprocess.Popen(words, env=os.environ | {"PYTHONPATH": paths})
+        while len(history.read_metrics(str(tmp_path / "killed"))) < step and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    again = fit(tmp_path / "killed", tx=TX, num_epochs=40, config=long)
+    assert equal(again.variables, whole.variables)
 
 
 class Torchlike:
@@ -203,6 +231,7 @@ class OtherVariables(nn.Module):
         ({"config": {"batchsize": 3}}, "batchsize"),
         ({"config": {"data.flip": True}}, "not square stay as they are, and so data.flip in config"),
         ({"transform": max, "config": {"data.padding": 2}}, "transform is given, and so data.padding in config"),
+        ({"config": {"mix.prob": 0.5}}, "config.mix.prob=0.5 has no effect with config.mix.mixup=0.0"),
         ({"test": (IMAGES[..., :1], LABELS)}, "train_data have 2 channels, and test_data 1"),
     ],
     ids=lambda value: "",
