@@ -161,7 +161,9 @@ def test_one_of_ours_leaves_a_run_that_every_verb_takes(tmp_path, capsys):
     model = resnet_jax.cifar_resnet20(num_classes=3, **TINY, act="silu")
     grey = IMAGES[:, :, :6, :1].repeat(3, -1)
     names = ("dark", "grey", "bright")
-    fitted = fit(tmp_path / "run", model, (grey, LABELS), (grey[:20], LABELS[:20]), class_names=names)
+    data, averaged = ((grey, LABELS), (grey[:20], LABELS[:20])), {"ema.decay": 0.9}
+    fitted = fit(tmp_path / "run", model, *data, class_names=names, config=averaged)
+    assert fitted.record["averaged"]
     found, variables = resnet_jax.load_pretrained(fitted.workdir)
     assert found == model
     assert equal(variables, fitted.variables)

@@ -200,11 +200,17 @@ def test_an_evaluation_takes_no_more_at_once_than_a_step(whole):
 
 def test_the_plan_has_the_memory_of_an_evaluation(monkeypatch):
     """With the optimiser's state, of which an evaluation makes no use, beside it."""
-    run = experiment.build(tiny_config(**{"data.eval_size": 64}))
-    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.abstract_state()))
+
+    def size(run):
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run.abstract_state()))
+
+    run, larger = (
+        experiment.build(tiny_config(**{"data.eval_size": 64, "optimizer.name": name})) for name in ("sgd", "adamw")
+    )
     analysis = needs.analyse(run)
     assert analysis.eval_batch == 2
-    assert analysis.eval_bytes >= state + 2 * 64 * 64 * 3
+    assert analysis.eval_bytes >= size(run) + 2 * 64 * 64 * 3
+    assert needs.analyse(larger).eval_bytes - analysis.eval_bytes == size(larger) - size(run) > 0
     assert f"evaluation {analysis.eval_bytes / 2**20:,.1f} MiB, 2 images" in "\n".join(needs.describe(analysis))
     monkeypatch.setattr(needs, "device_share", lambda devices: Chip(analysis.eval_bytes - 1, 1.0, 1.0))
     with pytest.raises(needs.DoesNotFit, match="the evaluation, 2 images .*accumulate_steps"):
