@@ -1,9 +1,7 @@
 """Threads and worker processes: how much they make ahead, how long they live, and what is said when one is killed."""
 
-import contextlib
 import itertools
 import os
-import pathlib
 import signal
 import threading
 import time
@@ -11,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from children import running
 from resnet_jax.data import datasets, order, pipeline, rows, transforms, workers
 from resnet_jax.data.sources import base
 
@@ -84,19 +83,6 @@ def test_parts_that_are_not_alike_are_refused():
 
 
 # Worker processes
-
-
-def running():
-    """Numbers of this process's workers, also of those that have only just been started."""
-    found = set()
-    for children in pathlib.Path("/proc/self/task").glob("*/children"):
-        with contextlib.suppress(FileNotFoundError):  # a thread, or a child, that has ended
-            found |= {int(pid) for pid in children.read_text().split() if b"spawn_main" in command_of(pid)}
-    return found
-
-
-def command_of(pid):
-    return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 @pytest.mark.slow
