@@ -115,6 +115,29 @@ def test_evaluations_without_workers_are_all_alike_and_leave_no_threads():
     assert evaluations._running is None
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (-9, "ended by SIGKILL; the kernel does so where memory is short. Fewer num_workers"),
+        (-7, "ended by SIGBUS; /dev/shm, .* is full: enlarge it"),
+        (-11, "ended by SIGSEGV; what it said stands above. The same command goes on"),
+        (1, "ended by exit code 1; what it said stands above. .* needs `if __name__"),
+    ],
+)
+def test_what_ended_a_worker_is_said(code, message):
+    """In Grain's words, which the slow tests hear from Grain."""
+
+    class Ended(list):
+        def mp_prefetch(self, options, worker_init_fn):
+            return map(self.end, [1])
+
+        def end(self, _):
+            raise RuntimeError(f"Worker process was terminated unexpectedly with exit code {code}. Search the logs")
+
+    with pytest.raises(workers.WorkerDied, match=message):
+        next(workers.Workers(Ended(), workers.Filed([]), 1))
+
+
 class Slow(base.Examples):
     """Takes a while for each example, so that workers are in the middle of one."""
 
