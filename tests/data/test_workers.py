@@ -52,12 +52,12 @@ def test_what_is_made_ahead_is_bounded_by_bytes(ahead, monkeypatch):
     counting = Counting()
     with training(transform=counting) as batches:
         taken = [next(batches)]
-        while True:  # until nothing more is made
+        taken_or_looked_at = 10 + 1  # one for its size
+        before = taken_or_looked_at
+        while counting.count != before or before == taken_or_looked_at:  # until some are made, and then no more
             before = counting.count
             time.sleep(0.05)
-            if counting.count == before:
-                break
-        waiting = (counting.count - 1 - 10) * ONE  # one image was looked at for its size
+        waiting = (counting.count - taken_or_looked_at) * ONE
         # At least one image for each thread is being made, whatever the bound.
         assert 0 < waiting <= max(min(ahead, 4 * 10 * ONE), 4 * ONE)
         taken += itertools.islice(batches, 3)
