@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
-from resnet_jax.data import pipeline, transforms
+from resnet_jax.data import pipeline, rows, transforms
 from resnet_jax.data.augment import crops
 from resnet_jax.data.images import jpeg, opencv, pillow
 from resnet_jax.data.sources import base
@@ -177,9 +177,9 @@ def split_of_time(files: list[bytes], rounds: int) -> dict[str, float]:
     best: dict[str, float] = {}
     for round_ in range(rounds):
         marks = dict.fromkeys(("header, window", "damage, cutting", "decoding", "resizing, mirroring"), 0.0)
-        for start in range(0, BATCH, pipeline.GROUP):
+        for start in range(0, BATCH, rows.GROUP):
             begin, chosen = time.thread_time(), []
-            for index in range(start, start + pipeline.GROUP):
+            for index in range(start, start + rows.GROUP):
                 rng = np.random.default_rng((round_, index))
                 header = opencv.read_header(files[index % len(files)], 3)
                 assert header is not None, "the files are plain JPEGs"

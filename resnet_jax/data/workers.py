@@ -17,8 +17,17 @@ from resnet_jax import processes
 PASSED_ON = 2  # elements that wait between a worker process and this one
 
 
+FEWER = "Fewer num_workers (or num_threads, which each of them has) need less."
+WHY = {
+    "SIGKILL": f"the kernel does so where memory is short. {FEWER}",
+    "SIGBUS": f"/dev/shm, through which batches come, is full: enlarge it (--shm-size of a container). {FEWER}",
+    "exit code 1": 'what it said stands above. (A script needs `if __name__ == "__main__":` to have workers.)',
+}
+OTHERWISE = "what it said stands above."
+
+
 class WorkerDied(RuntimeError):
-    """A worker process was killed."""
+    """A worker process ended before its work was done."""
 
 
 class Filed:
@@ -67,10 +76,10 @@ class Workers(Iterator[Any]):
             ended = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))  # Grain's words
             if not ended:
                 raise
+            cause = processes.name_end(int(ended[1]))
             raise WorkerDied(
-                f"a worker process that reads data was ended by {processes.name_end(int(ended[1]))}; the kernel does "
-                "so where memory is short. Fewer num_workers (or num_threads, which each of them has) need less. The "
-                "same command goes on."
+                f"a worker process that reads data was ended by {cause}; {WHY.get(cause, OTHERWISE)} The same command "
+                "goes on."
             ) from None
         self._starting -= 1
         if not self._starting:  # they take turns: all have read the file

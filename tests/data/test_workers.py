@@ -1,9 +1,7 @@
 """Threads and worker processes: how much they make ahead, how long they live, and what is said when one is killed."""
 
-import contextlib
 import itertools
 import os
-import pathlib
 import signal
 import threading
 import time
@@ -11,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from children import running
 from resnet_jax.data import datasets, order, pipeline, rows, transforms, workers
 from resnet_jax.data.sources import base
 
@@ -53,12 +52,12 @@ def test_what_is_made_ahead_is_bounded_by_bytes(ahead, monkeypatch):
     counting = Counting()
     with training(transform=counting) as batches:
         taken = [next(batches)]
-        while True:  # until nothing more is made
+        taken_or_looked_at = 10 + 1  # one for its size
+        before = taken_or_looked_at
+        while counting.count != before or before == taken_or_looked_at:  # until some are made, and then no more
             before = counting.count
             time.sleep(0.05)
-            if counting.count == before:
-                break
-        waiting = (counting.count - 1 - 10) * ONE  # one image was looked at for its size
+        waiting = (counting.count - taken_or_looked_at) * ONE
         # At least one image for each thread is being made, whatever the bound.
         assert 0 < waiting <= max(min(ahead, 4 * 10 * ONE), 4 * ONE)
         taken += itertools.islice(batches, 3)
@@ -84,19 +83,6 @@ def test_parts_that_are_not_alike_are_refused():
 
 
 # Worker processes
-
-
-def running():
-    """Numbers of this process's workers, also of those that have only just been started."""
-    found = set()
-    for children in pathlib.Path("/proc/self/task").glob("*/children"):
-        with contextlib.suppress(FileNotFoundError):  # a thread, or a child, that has ended
-            found |= {int(pid) for pid in children.read_text().split() if b"spawn_main" in command_of(pid)}
-    return found
-
-
-def command_of(pid):
-    return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 @pytest.mark.slow
@@ -127,6 +113,29 @@ def test_evaluations_without_workers_are_all_alike_and_leave_no_threads():
     assert len(first) == 24
     np.testing.assert_array_equal(images(evaluations.begin()), first)
     assert evaluations._running is None
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (-9, "ended by SIGKILL; the kernel does so where memory is short. Fewer num_workers"),
+        (-7, "ended by SIGBUS; /dev/shm, .* is full: enlarge it"),
+        (-11, "ended by SIGSEGV; what it said stands above. The same command goes on"),
+        (1, "ended by exit code 1; what it said stands above. .* needs `if __name__"),
+    ],
+)
+def test_what_ended_a_worker_is_said(code, message):
+    """In Grain's words, which the slow tests hear from Grain."""
+
+    class Ended(list):
+        def mp_prefetch(self, options, worker_init_fn):
+            return map(self.end, [1])
+
+        def end(self, _):
+            raise RuntimeError(f"Worker process was terminated unexpectedly with exit code {code}. Search the logs")
+
+    with pytest.raises(workers.WorkerDied, match=message):
+        next(workers.Workers(Ended(), workers.Filed([]), 1))
 
 
 class Slow(base.Examples):

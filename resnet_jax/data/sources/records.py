@@ -1,6 +1,7 @@
 """Data sets that TFDS has prepared as ArrayRecord files, read without TensorFlow."""
 
 import bisect
+import copy
 import dataclasses
 import errno
 import itertools
@@ -39,8 +40,15 @@ class RecordSource:
             raise
         except Exception as error:  # of ArrayRecord or protobuf: a damaged file
             if code := _refused(str(error)):
+                self._open_anew()
                 raise OSError(code, os.strerror(code), self._place(index)) from error
             raise UnreadableImage(f"reading failed ({self._place(index)}: {error})") from error
+
+    def _open_anew(self) -> None:
+        """A reader that could not open its shard never can: the next call has others. Threads keep those they use."""
+        records = copy.copy(self.records)
+        records.data_source = copy.copy(records.data_source)  # as if pickled: without what is open
+        object.__setattr__(self, "records", records)
 
     def origin(self, index: int) -> str:
         return f"{self.name}, record {index}"
