@@ -117,8 +117,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.loss.name = "softmax"  # cross-entropy; "bce": each class a yes or no of its own
     config.loss.target_threshold = placeholder(float)  # "bce" only: targets above it are 1, the others 0; None: as is
     config.loss.sum_classes = False  # "bce" only: the sum over the classes instead of their mean
-    # Factors on the classes' terms of the training loss, by number; (): none. The mean is over images, not weights.
-    config.loss.class_weights = ()
+    # Factors on the classes' terms of the training loss, by number; None: none. The mean is over images, not weights.
+    config.loss.class_weights = placeholder(tuple)
 
     # Mixing of images and labels in each step, rows 0 and 1, 2 and 3, ...; with both, each has an even chance. The
     # training accuracy is then that of the label with the larger share.
