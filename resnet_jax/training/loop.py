@@ -130,7 +130,7 @@ def _extension(run: experiment.Run, workdir: str) -> str:
 
 
 def _is_begun(workdir: str) -> bool:
-    return bool(workdir) and (epath.Path(workdir) / workdirs.CONFIG).exists()
+    return bool(workdir) and (epath.Path(workdir) / workdirs.CONFIG).exists() and workdirs.is_bound(workdir)
 
 
 def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:

@@ -198,9 +198,9 @@ def test_without_libtpu_the_extra_is_named(tiny, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.batch_sise=64"], "'batch_sise' Did you mean \"batch_size\""),
+        (["--config.batch_sise=64"], "--config.batch_sise: the config has no such key: did you mean batch_size?"),
         (["--config.batch_size=many"], "invalid literal for int"),
-        (["--topolgy=v5e:4x4"], "Unknown command line flag 'topolgy'"),
+        (["--topolgy=v5e:4x4"], "unknown arguments ['--topolgy=v5e:4x4']"),
         (["v5e:4x4"], r"unknown arguments ['v5e:4x4']"),
         (["--config.data.name=folder", "--config.data.path=/none"], "how many images and classes has 'folder'?"),
         (["--config.data.name=imagenet"], "data set 'imagenet' is not known"),

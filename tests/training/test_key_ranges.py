@@ -44,7 +44,7 @@ def numbers(config):
         kind = ranges.value_of(config, ".".join(groups)).get_type(name) if groups else config.get_type(name)
         if key.startswith("model.kwargs.") or isinstance(first, bool) or kind is bool:
             continue
-        if kind in (int, float) or isinstance(first, int | float) or value == ():
+        if kind in (int, float) or isinstance(first, int | float) or value == () or (kind is tuple and value is None):
             yield key
 
 

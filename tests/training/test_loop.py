@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +85,20 @@ def test_a_stopped_run_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch)
         return [{k: v for k, v in r.items() if k not in timing} for r in history.read_metrics(str(workdir))]
 
     assert numbers(tmp_path) == numbers(finished[0])
+
+
+def test_a_key_without_effect_that_an_earlier_version_let_pass_does_not_stop_a_run(finished, tmp_path):
+    old, config = tmp_path / "old", tiny_config(**{"schedule.factor": 0.5})
+    shutil.copytree(finished[0], old)
+    there = json.loads((old / "config.json").read_text())
+    there["schedule"]["factor"] = 0.5
+    for group, key in ((there["loss"], "class_weights"), (there["model"]["kwargs"], "fc_init_std")):
+        del group[key]  # which came later
+    (old / "config.json").write_text(json.dumps(there))
+    assert loop.train(config, str(old))["step"] == 16
+    with pytest.raises(ValueError, match="schedule.factor=0.5 has no effect"):
+        loop.train(config, str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ FIELDS = "model.kwargs"
 # Beside the fields of the network, the keys that may be None.
 OPTIONAL = {
     "data.augment_ops", "data.augment_magnitude", "data.augment_interpolation", "data.augment_fill",
-    "schedule.warmup_start", "loss.target_threshold",
+    "schedule.warmup_start", "loss.target_threshold", "loss.class_weights",
 }  # fmt: skip
 _FLAG = re.compile(r"--?(?P<no>no)?config\.(?P<key>[^=]+)(=(?P<value>.*))?", re.DOTALL)
 _PARSERS: dict[type, Any] = {bool: flags.BooleanParser(), int: flags.IntegerParser(), float: flags.FloatParser()}

@@ -85,7 +85,7 @@ RANGES: dict[str, Range] = {
     "schedule.boundaries": _each(_number("[0, inf)")),
     "schedule.factor": _number("(0, inf)"),
     "loss.target_threshold": _or_none(_number("[0, 1)")),
-    "loss.class_weights": _each(_number("[0, inf)")),
+    "loss.class_weights": _or_none(_each(_number("[0, inf)"))),
     "mix.mixup": _number("[0, inf)"),
     "mix.cutmix": _number("[0, inf)"),
     "mix.prob": _number("(0, 1]"),
