@@ -1,6 +1,6 @@
 """Writes what every config comes to: `python tools/golden_configs.py`. A changed default then shows in each it reaches.
 
-tests/training/golden/NAME.json holds the keys of configs/NAME.py, a line each, with references resolved.
+tests/training/golden/NAME.json holds the keys of resnet_jax/configs/NAME.py, a line each, with references resolved.
 """
 
 import json
