@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import re
 import types
@@ -16,6 +17,7 @@ from pages import blocks
 from paths import ROOT
 from resnet_jax import compiler
 from resnet_jax.models import variants
+from tools import make_notebook
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,14 @@ def test_the_page_on_training_from_python_runs_and_prints_what_it_shows(tmp_path
     assert printed == [block.strip() for block in blocks("docs/training-from-python.md", "")]
     assert [(step, numbers.get("test/accuracy")) for step, numbers in sent][-1] == (6, fitted.record["accuracy"])
     assert sent[0][1]["train/loss"] == fitted.history[0]["loss"]
+
+
+def test_the_notebook_is_the_page():
+    page = ROOT / "docs" / "training-from-python.md"
+    assert json.loads(page.with_suffix(".ipynb").read_text()) == make_notebook.notebook(page.read_text())
+    cells = make_notebook.notebook(page.read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert code == [block.strip() for block in blocks("docs/training-from-python.md", "python")]
 
 
 def test_the_page_on_hazards_names_what_there_is(monkeypatch):

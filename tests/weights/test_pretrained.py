@@ -101,7 +101,10 @@ def test_terms_are_told_in_words(server, caplog):
         assert said in caplog.text
 
 
-@pytest.mark.parametrize("source", ["hf-hub:somebody/net", f"hf_hub:somebody/net@{COMMIT}", f"hf-hub:timm/{TAG}"])
+@pytest.mark.parametrize(
+    "source",
+    ["hf-hub:somebody/net", "HF-HUB:somebody/net", f"hf_hub:somebody/net@{COMMIT}", f"hf-hub:timm/{TAG}"],
+)
 def test_a_repository(source, server):
     model, variables = resnet_jax.load_pretrained(source)
     assert model == resnet_jax.create_model("test_resnet")
