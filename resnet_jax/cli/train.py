@@ -132,8 +132,11 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _show_lines(verbose: bool) -> None:
     """Our own lines, and from warnings on those of Orbax, Grain and JAX."""
+    from absl import flags
     from absl import logging as absl_logging
 
+    if not flags.FLAGS.is_parsed():  # it has none of ours, and says so before each of its lines
+        flags.FLAGS.mark_as_parsed()
     absl_logging.use_absl_handler()
     logging.getLogger("resnet_jax").setLevel(logging.INFO)
     absl_logging.set_verbosity(absl_logging.INFO if verbose else absl_logging.WARNING)

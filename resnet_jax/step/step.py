@@ -64,7 +64,9 @@ def create_train_state(
         batch_stats=variables.get("batch_stats", {}),
         frozen=tuple(frozen),
     ).replace(params=variables["params"])
-    return state.replace(ema=jax.tree.map(lambda leaf: jnp.copy(wide(leaf)), state.variables)) if ema else state
+    # Behind a barrier: of numbers that are narrowed and widened at once, XLA would keep what they were before.
+    widened = jax.tree.map(lambda leaf: jnp.copy(wide(jax.lax.optimization_barrier(leaf))), state.variables)
+    return state.replace(ema=widened) if ema else state
 
 
 def normalize(images: Array, mean: Sequence[float], std: Sequence[float], dtype: Any = jnp.float32) -> Array:

@@ -194,7 +194,7 @@ def python(folder, code, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.soak), 1])  # a worker raises its own, too
 def test_more_shards_than_files_may_be_open_are_read_all_the_same(shards, workers):
     done = python(shards, READ, shards / "out", workers, 1, 4096)
     assert f"{SHARDS} read" in done.stdout, done.stderr

@@ -86,6 +86,7 @@ def test_parts_that_are_not_alike_are_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.soak  # a run that does so stays: tests/training/test_data_workers.py
 def test_evaluations_keep_their_workers():
     dataset = synthetic(21)
     with pipeline.eval_batches(dataset, batch_size=4, transform=PLAIN) as batches:

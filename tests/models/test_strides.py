@@ -35,7 +35,9 @@ def pair(name, strides, few=FEW, dilated=False, **fields):
     return reference.double(), model, resnet_jax.from_torch(model, reference.state_dict(), dtype=np.float64)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (65, 97)], ids=["even", "odd"])
+@pytest.mark.parametrize(
+    "size", [pytest.param((64, 64), marks=pytest.mark.parity, id="even"), pytest.param((65, 97), id="odd")]
+)
 @pytest.mark.parametrize(("name", "strides"), PLACES)
 def test_every_stage_equals_pytorch(name, strides, size, x64):
     reference, model, variables = pair(name, strides)

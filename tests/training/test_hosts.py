@@ -159,7 +159,7 @@ def steps_of(workdir):
 
 LONG = (
     "config.batch_norm_devices, config.num_epochs = 0, 20.0",
-    "config.eval_every_epochs = config.checkpoint_every_epochs = 10.0",
+    "config.eval_every_epochs = 10.0",
 )
 
 
