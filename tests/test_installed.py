@@ -34,8 +34,8 @@ for words in (
     ["train", "--config=digits_resnet20", "--workdir=run", "--config.schedule.warmup_epochs=0",
      "--config.num_epochs=0.5", "--config.model.kwargs.stage_sizes=(1,)", "--config.model.kwargs.stage_features=(8,)",
      "--config.model.kwargs.stem_features=8"],
-    ["train", "--workdir=run", "--extend-to=1"],
-    ["train", "--workdir=run", "--mode=eval"],
+    ["train", "--workdir=run", "--extend-to=1", "--hosts=one"],
+    ["train", "--workdir=run", "--mode=eval", "--hosts=one"],
     ["report", "run"],
 ):
     assert main(words) == 0, words
