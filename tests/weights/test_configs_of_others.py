@@ -101,3 +101,29 @@ def test_every_wrong_value_of_every_key_is_one_error_that_names_the_file(made, t
                 assert said is None or str(tmp_path) in said, (path, value, said)
         (tmp_path / name).write_text(json.dumps(content))
     assert refused > tried / 3  # the rest are keys that say nothing of the network, and values that are right
+
+
+NAN = [float("nan")] * 3
+
+
+@pytest.mark.parametrize(
+    ("made", "name", "path", "value"),
+    [
+        (of_timm, "config.json", ("num_classes",), True),
+        (of_timm, "config.json", ("num_classes",), 10**30),
+        (of_timm, "config.json", ("pretrained_cfg", "mean"), NAN),
+        (of_timm, "config.json", ("pretrained_cfg", "mean"), [1e308] * 3),
+        (of_ours, "config.json", ("resnet_jax", "arguments", "stage_sizes"), [10**9]),
+        (of_transformers, "config.json", ("embedding_size",), True),
+        (of_transformers, "config.json", ("num_channels",), 10**30),
+        (of_transformers, "preprocessor_config.json", ("image_std",), NAN),
+        (of_a_run, "config.json", ("model", "num_classes"), True),
+        (of_a_run, "config.json", ("data", "image_size"), 10**9),
+        (of_a_run, "config.json", ("data", "mean"), NAN),
+    ],
+    ids=lambda value: ".".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_no_network_has_is_refused_by_the_keys_name(made, name, path, value, tmp_path):
+    for file, content in made(tmp_path).items():
+        (tmp_path / file).write_text(json.dumps(changed(content, path, value) if file == name else content))
+    assert path[-1] in refusal(tmp_path)

@@ -239,6 +239,13 @@ def test_what_a_run_averaged_is_what_is_taken_and_the_other_can_be(made):
     assert all(map(np.array_equal, jax.tree.leaves(variables), jax.tree.leaves(random_variables(CIFAR, seed=1))))
 
 
+def test_a_folder_that_holds_an_export_alone_is_what_the_export_says(made, tmp_path):
+    shutil.copy(made["exported safetensors"][0], tmp_path / "model.safetensors")
+    assert resnet_jax.class_names(tmp_path) == NAMES
+    assert resnet_jax.preprocessing(tmp_path) == PREPARED
+    assert sources.locate(tmp_path).name == "cifar_resnet20"
+
+
 def test_a_dictionary_is_what_the_file_of_it_is(made):
     tensors = formats.load_state_dict(made["file of safetensors"][0])
     assert all(name.startswith("module.") for name in tensors)
