@@ -107,6 +107,8 @@ def _train(arguments: argparse.Namespace) -> int:
     workdir = os.path.expanduser(arguments.workdir)
     if arguments.extend_to is not None and arguments.mode != "train":
         raise ValueError(f"--extend-to trains, and --mode={arguments.mode} does not: leave one of them out.")
+    if arguments.extend_to is not None and any("config.num_epochs" in text for text in arguments.overrides):
+        raise ValueError("--extend-to and --config.num_epochs both say how many epochs: leave one of them out.")
     if arguments.config:
         config = config_file.load(arguments.config, arguments.overrides)
     elif arguments.workdir:

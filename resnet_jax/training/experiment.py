@@ -289,7 +289,7 @@ def _refuse_given(config: ml_collections.ConfigDict) -> None:
         if str(config[key].name).startswith(GIVEN):
             raise ValueError(
                 f"config.{key}.name={config[key].name!r}: the run was started from Python, with what no config can "
-                "hold. training.fit goes on with it; resnet_jax.load_pretrained opens its weights, if they are of one "
+                "hold. resnet_jax.fit goes on with it; load_pretrained opens its weights, if they are of one "
                 "of these networks."
             )
 

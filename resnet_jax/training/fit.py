@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from resnet_jax import compiler
@@ -24,25 +25,24 @@ from resnet_jax.models.resnet import ResNet
 from resnet_jax.runs import history, reporting
 from resnet_jax.training import experiment, loop
 from resnet_jax.training.keys import effect
+from resnet_jax.weights import convert, finite
 from resnet_jax.weights.published import timm_config
 
-# Keys of the config that a transform of the user's own, or an optimiser, leaves without effect.
-OF_TRANSFORM = tuple(
-    f"data.{key}"
-    for key in (
-        *("crop", "crop_scale", "decoder", "padding", "flip", "augment", "augment_ops", "augment_magnitude"),
-        *(
-            "augment_interpolation",
-            "augment_fill",
-            "color_jitter",
-            "erase",
-            "erase_noise",
-            "early_sizes",
-            "early_until",
-        ),
-    )
+# Keys of the config that a transform of the user's own leaves without effect.
+OF_TRANSFORM = (
+    *("data.crop", "data.crop_scale", "data.decoder", "data.padding", "data.flip", "data.color_jitter"),
+    *("data.augment", "data.augment_ops", "data.augment_magnitude", "data.augment_interpolation", "data.augment_fill"),
+    *("data.erase", "data.erase_noise", "data.early_sizes", "data.early_until"),
 )
 OF_EVAL_TRANSFORM = ("data.eval_size", "data.eval_resize", "data.eval_interpolation")
+# What an argument of `fit` says -> keys that would say it a second time, or of something else.
+SAID = {
+    "num_epochs": ("num_epochs",),
+    "batch_size": ("batch_size",),
+    "train_data": ("data.name", "data.path", "data.data_dir", "data.num_examples", "data.held_out"),
+}
+# Keys that reach into a network of this package.
+OF_OURS = ("batch_norm_devices", "init_from", "optimizer.rates", "optimizer.layer_decay")
 # Of a run in `timm_config`'s sense, but of the training that a config describes.
 OF_TRAINING = ("dtype", "remat", "freeze_norm", "drop_rate", "drop_path_rate", "drop_block_rate")
 
@@ -118,22 +118,38 @@ def fit(
 
     Raises:
       ValueError: what is given contradicts itself, or `workdir` belongs to another run.
+      ConversionError: `variables` hold NaN, infinities or negative variances.
       And as `loop.train`.
     """
     folder = os.path.expanduser(os.fspath(workdir))
     with _shown():
-        loop.use_compilation_cache(default.get_config().compilation_cache_dir)
         compiler.warn()
+        if schedule is not None and tx is None:
+            raise ValueError("schedule is that of tx, which is not given: give tx, or the schedule's keys in config.")
+        _check_said(model, variables, config or {})
         changes = {"num_epochs": float(num_epochs), "batch_size": batch_size, **(config or {})}
         parts = experiment.Own(tx=tx, schedule=schedule, variables=variables)
         data = _dataset(train_data, "train"), _dataset(test_data, "test")
         run = _build(model, *data, parts, transform, eval_transform, class_names, changes)
+        loop.use_compilation_cache(run.config.compilation_cache_dir)
         state, record = loop.train_run(run, folder, callbacks=callbacks, extend=extend)
     last = state.variables if state.ema is None else state.ema
     return Fitted(last, record, history.read_metrics(folder), folder)
 
 
 # The parts ----------------------------------------------------------------------------------------------
+
+
+def _check_said(model: nn.Module, variables: Any, config: Mapping[str, Any]) -> None:
+    """Refuses keys that contradict an argument, or that a module of the user's own would not look at."""
+    if twice := [(what, key) for what, keys in SAID.items() for key in keys if key in config]:
+        raise ValueError(f"config has {twice[0][1]!r}, which {twice[0][0]} says: leave it out of config.")
+    if fields := [key for key in config if key.startswith("model.")]:
+        raise ValueError(f"config has {fields[0]!r}, but the model is given: set it there.")
+    if not isinstance(model, ResNet) and (ours := [key for key in OF_OURS if key in config]):
+        raise ValueError(f"config has {ours[0]!r}, which acts in this package's networks, and not in {type(model)}.")
+    if variables is not None and config.get("init_from"):
+        raise ValueError("variables and config's 'init_from' both say where the run starts: give one of the two.")
 
 
 def _build(
@@ -168,17 +184,33 @@ def _build(
     name, kwargs = _described(model)
     config.model.name = name
     config.model.kwargs.update(kwargs)
-    _set(config, changes)
     effect.check(config)
     if parts.tx is not None:
         _leave_out_optimizer(config, changes)
     facts = dataclasses.replace(base.facts(train_data, test_data), channels=shape[-1])
     parts = parts._replace(model=model if name.startswith(experiment.GIVEN) else None, image_shape=shape)
     designed = experiment.design(config, facts, own=parts)
+    if parts.variables is not None:
+        designed = dataclasses.replace(designed, start=_checked(parts.variables, designed.abstract_state().variables))
     for key, given in (("crop", transform), ("eval_interpolation", eval_transform)):
         if given is not None:
             designed.config.data[key] = experiment.GIVEN  # so that nobody takes it for what the config says
     return experiment.with_data(designed, train_data, test_data, transform, eval_transform)
+
+
+def _checked(given: Mapping[str, Any], wanted: Any) -> Any:
+    """The variables that a run starts from, in its dtypes; refused where they are of another model, or damaged."""
+    found, right = (
+        {".".join(path): tuple(np.shape(leaf)) for path, leaf in flatten_dict(dict(tree)).items()}
+        for tree in (given, wanted)
+    )
+    if odd := sorted(name for name in found.keys() | right.keys() if found.get(name) != right.get(name)):
+        raise ValueError(
+            f"variables are of another model than the one that is given, in {len(odd)} places: {odd[0]} is "
+            f"{found.get(odd[0], 'missing')} there, and in the model {right.get(odd[0], 'nothing')}."
+        )
+    finite.refuse(convert.torch_named(given), "variables", "")
+    return jax.tree.map(lambda leaf, like: np.asarray(leaf, like.dtype), dict(given), wanted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,16 +279,14 @@ def _set(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> None:
 def _mean_and_std(data: base.Dataset, most: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Of each channel, in units of full scale, to four digits; of `most` images that are spread over the split."""
     count = min(len(data), most)
-    images = (rows.decoded(data.source[len(data) * i // count]["image"], data.channels) for i in range(count))
-    sums = np.array([[image.size / image.shape[-1], *_moments(image)] for image in images], dtype=object).sum(0)
-    mean = sums[1] / sums[0]
-    std = np.sqrt(np.maximum(sums[2] / sums[0] - mean**2, 0))
+    pixels, sums, squares = 0, np.zeros(data.channels), np.zeros(data.channels)
+    for i in range(count):
+        image = rows.decoded(data.source[len(data) * i // count]["image"], data.channels)
+        values = image.reshape(-1, data.channels) / 255
+        pixels, sums, squares = pixels + len(values), sums + values.sum(0), squares + (values**2).sum(0)
+    mean = sums / pixels
+    std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
     return tuple(np.round(mean, 4).tolist()), tuple(np.maximum(np.round(std, 4), 1e-4).tolist())
-
-
-def _moments(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    values = image.reshape(-1, image.shape[-1]).astype(np.float64) / 255
-    return values.sum(0), (values**2).sum(0)
 
 
 def _num_classes(model: nn.Module, shape: tuple[int, ...]) -> int:

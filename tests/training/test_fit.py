@@ -10,6 +10,7 @@ import time
 
 import flax.linen as nn
 import grain
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -201,6 +202,25 @@ def test_what_a_transform_of_the_users_own_does_is_not_said_to_be_the_configs(tm
         resnet_jax.preprocessing(fitted.workdir)
 
 
+def cifar(num_classes):
+    return resnet_jax.cifar_resnet20(num_classes=num_classes, **TINY)
+
+
+def test_variables_that_are_damaged_are_refused(tmp_path):
+    variables = Own().init(jax.random.key(0), np.zeros((1, 6, 8, 2), np.float32), train=False)
+    variables = jax.tree.map(np.array, variables)
+    variables["params"]["Conv_0"]["kernel"][0, 0, 0, 0] = np.nan
+    with pytest.raises(resnet_jax.ConversionError, match="variables holds values .*\n.*Conv_0.weight: 1 of .* NaN"):
+        fit(tmp_path, variables=variables)
+
+
+def test_the_compilation_cache_is_the_one_that_is_named(tmp_path, monkeypatch):
+    named = []
+    monkeypatch.setattr(loop, "use_compilation_cache", named.append)
+    fit(tmp_path, num_epochs=1, config={"compilation_cache_dir": "here"})
+    assert named == ["here"]
+
+
 class NoClassifier(nn.Module):
     @nn.compact
     def __call__(self, x, *, train):
@@ -233,6 +253,13 @@ class OtherVariables(nn.Module):
         ({"config": {"batchsize": 3}}, "batchsize"),
         ({"config": {"data.flip": True}}, "not square stay as they are, and so data.flip in config"),
         ({"transform": max, "config": {"data.padding": 2}}, "transform is given, and so data.padding in config"),
+        ({"config": {"num_epochs": 3.0}}, "config has 'num_epochs', which num_epochs says"),
+        ({"config": {"data.held_out": 3}}, "config has 'data.held_out', which train_data says"),
+        ({"config": {"model.kwargs.attn": "se"}}, "'model.kwargs.attn', but the model is given"),
+        ({"config": {"batch_norm_devices": 0}}, "'batch_norm_devices', which acts in this package's networks"),
+        ({"schedule": optax.constant_schedule(0.1)}, "schedule is that of tx, which is not given"),
+        ({"variables": {"params": {"Dense_0": {"bias": np.zeros(3)}}}}, "of another model .* batch_stats.* is missing"),
+        ({"model": cifar(3), "variables": {}, "config": {"init_from": "x"}}, "both say where the run starts"),
         ({"config": {"mix.prob": 0.5}}, "config.mix.prob=0.5 has no effect with config.mix.mixup=0.0"),
         ({"test": (IMAGES[..., :1], LABELS)}, "train_data have 2 channels, and test_data 1"),
     ],
